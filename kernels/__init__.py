@@ -1,0 +1,1 @@
+"""Triton kernels, one file per primitive: arrays in, arrays out. Importing this package imports no Triton."""

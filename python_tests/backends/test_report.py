@@ -1,0 +1,127 @@
+import stat
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import srnas_fast
+from srnas_fast.backends import report
+
+AMPERE_BUILD = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
+
+
+def test_sections_and_rows():
+    sections = report.environment()
+    assert list(sections)[:5] == ["versions", "machine", "compilers", "devices", "backends"]
+    for rows in sections.values():
+        assert rows
+        assert all(isinstance(name, str) and isinstance(value, str) and value for name, value in rows)
+    versions = dict(sections["versions"])
+    assert versions["torch"].startswith(torch.__version__.split("+")[0])
+    assert versions["srnas-fast"] == srnas_fast.__version__
+    assert dict(sections["machine"])["torch threads"].startswith(str(torch.get_num_threads()))
+
+
+def test_only_the_reference_computes_in_this_version():
+    backends = dict(report.environment()["backends"])
+    assert list(backends) == ["reference", "cpu", "triton", "cuda"]
+    assert backends.pop("reference").startswith("available")
+    assert all(value.startswith("not available: no kernels in this version") for value in backends.values())
+
+
+def test_text_holds_every_row():
+    text = report.describe()
+    for section in ("versions", "machine", "compilers", "devices", "backends"):
+        assert f"\n{section}\n" in f"\n{text}"
+    assert f"python            {report.platform.python_version()}" in text
+
+
+@pytest.mark.parametrize(
+    ("built_for", "capability", "runs"),
+    [
+        (["sm_60"], (6, 1), True),  # same major, higher minor
+        (["sm_61"], (6, 0), False),
+        (["sm_60"], (7, 0), False),  # machine code does not cross the major number
+        (["compute_60"], (9, 0), True),  # PTX does
+        (["compute_90"], (8, 9), False),
+        (["sm_90a"], (9, 0), True),
+        (["sm_100a"], (10, 3), False),
+        (["sm_100f"], (10, 3), True),
+        (["compute_100f"], (12, 0), False),
+        (["sm_120"], (12, 1), True),  # two digits of major number
+        (["gfx90a"], (9, 0), False),
+        ([], (8, 0), False),
+    ],
+)
+def test_which_build_runs_on_which_card(built_for, capability, runs):
+    assert (report.card_warning("card", capability, built_for) is None) == runs
+
+
+def test_old_card_is_sent_to_the_last_wheels_with_code_for_it():
+    message = report.card_warning("GTX 1080 Ti", (6, 1), AMPERE_BUILD)
+    assert "GTX 1080 Ti (compute capability 6.1)" in message
+    assert "cu126" in message and "2.14" in message
+
+
+def test_new_card_is_sent_to_a_newer_torch():
+    message = report.card_warning("card of tomorrow", (13, 0), AMPERE_BUILD)
+    assert "newer build of torch" in message and "cu126" not in message
+
+
+def test_devices_lists_cards_and_warns(monkeypatch):
+    card = SimpleNamespace(name="GTX 1080 Ti", major=6, minor=1, total_memory=11 * 2**30)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: AMPERE_BUILD)
+    sections = report.environment()
+    assert ("GPU 0", "GTX 1080 Ti, compute capability 6.1, 11.0 GiB") in sections["devices"]
+    [(name, warning)] = sections["warnings"]
+    assert name == "GPU 0" and "cu126" in warning
+
+
+def test_devices_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert report.environment()["devices"] == [("GPU", "none: this torch is a CPU build")]
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    sections = report.environment()
+    assert "built for CUDA 13.0 but finds no device" in sections["devices"][0][1]
+    assert "warnings" not in sections
+
+
+def script(path, body):
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+def test_compilers_are_found_on_the_path(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    script(tmp_path / "clang++", "echo 'clang version 99.1'; echo 'more'")
+    script(tmp_path / "nvcc", "echo 'copyright'; echo 'Cuda compilation tools, release 13.0, V13.0.1'")
+    script(tmp_path / "g++", "exit 3")
+    assert report._compiler("clang++") == f"clang version 99.1 ({tmp_path}/clang++)"
+    assert report._compiler("nvcc") == f"Cuda compilation tools, release 13.0, V13.0.1 ({tmp_path}/nvcc)"
+    assert report._compiler("g++") == f"found but does not run ({tmp_path}/g++: exit status 3)"
+    assert report._compiler("no-such-compiler") is None
+
+
+def test_compiler_in_the_cuda_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    (tmp_path / "bin").mkdir()
+    script(tmp_path / "bin" / "nvcc", "echo 'Cuda compilation tools, release 12.6, V12.6.2'")
+    assert "release 12.6" in report._compiler("nvcc")
+
+
+def test_a_compiler_that_hangs_is_reported(monkeypatch, tmp_path):
+    script(tmp_path / "g++", "true")
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    def hang(command, timeout, **options):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    assert report._compiler("g++").startswith("found but does not run")

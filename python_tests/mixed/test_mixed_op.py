@@ -1,0 +1,397 @@
+"""MixedOp against the plain weighted sum: same numbers, less kept, nothing done that nobody asked for."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from srnas_fast import MixedOp
+from srnas_fast.errors import InputError
+from srnas_fast.mixed import PlainMixedOp
+
+
+class Zero(nn.Module):
+    def forward(self, x):
+        return x * 0
+
+
+class Counted(nn.Module):
+    """A 1x1 convolution that counts its forward passes and the gradients computed for its weight."""
+
+    def __init__(self, channels=3):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 1)
+        self.calls = []
+
+    def forward(self, x):
+        self.calls.append(torch.is_grad_enabled() and self.conv.weight.requires_grad)
+        return self.conv(x)
+
+
+def candidates(channels=3, dropout=0.0):
+    def conv_bn(size, dilation=1):
+        return nn.Sequential(
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(channels, channels, size, padding=dilation * (size // 2), dilation=dilation, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.Dropout(dropout),
+        )
+
+    return [conv_bn(3), conv_bn(5, 2), nn.PReLU(), nn.Identity(), Zero()]
+
+
+def twins(ops_maker, seed=0, dtype=torch.float64):
+    """A plain and a recomputing mixed operation with equal parameters."""
+    made = []
+    for kind in (PlainMixedOp, MixedOp):
+        torch.manual_seed(seed)
+        made.append(kind(ops_maker()).to(dtype))
+    return made
+
+
+def gradients(op, x, logits, **kwargs):
+    """y and the gradients of everything, for a loss in which no entry of dy is special."""
+    x = x.detach().requires_grad_()
+    logits = logits.detach().requires_grad_()
+    y = op(x, logits.softmax(-1), **kwargs)
+    dy = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape).sin()
+    found = torch.autograd.grad(y, [x, logits, *op.parameters()], dy, allow_unused=True)
+    return y, found
+
+
+def assert_same(ours, plain, **tolerance):
+    assert len(ours) == len(plain)
+    for a, b in zip(ours, plain, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, **tolerance)
+
+
+@pytest.mark.parametrize("size", [(2, 3, 8, 8), (1, 3, 1, 1), (3, 3, 5, 9), (2, 3, 2, 13)])
+def test_same_numbers_as_plain(size):
+    plain, ours = twins(candidates)
+    if size[0] * size[2] * size[3] == 1:  # batch norm has no variance over one pixel
+        plain, ours = plain.eval(), ours.eval()
+    x, logits = torch.randn(size, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    (y1, g1), (y2, g2) = gradients(plain, x, logits), gradients(ours, x, logits)
+    torch.testing.assert_close(y2, y1)
+    assert_same(g2, g1)
+    assert_same(list(ours.buffers()), list(plain.buffers()))
+
+
+def test_gradcheck():
+    op = MixedOp([nn.Conv2d(2, 2, 3, padding=1), nn.Sigmoid(), nn.BatchNorm2d(2)]).double()
+    x = torch.randn(2, 2, 4, 3, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, w, *_: op(x, w), (x, weights, *op.parameters()))
+
+
+def test_keeps_only_input_and_weights():
+    op = MixedOp(candidates())
+    x, weights = torch.randn(2, 3, 16, 16, requires_grad=True), torch.rand(5, requires_grad=True)
+    kept = []
+    parameters = {p.data_ptr() for p in op.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        op(x, weights)
+    assert {t.data_ptr() for t in kept} - parameters == {x.data_ptr(), weights.data_ptr()}
+
+
+def test_gradients_nobody_needs_are_not_computed():
+    x, weights = torch.randn(1, 3, 4, 4), torch.rand(2)
+    ops = [Counted(), Counted()]
+    op = MixedOp(ops)
+
+    # The architecture step: frozen parameters, gradient for the weights only: recomputed without a graph.
+    op.requires_grad_(False)
+    op(x, weights.requires_grad_()).sum().backward()
+    assert [o.calls for o in ops] == [[False, False]] * 2
+    assert all(p.grad is None for p in op.parameters())
+
+    # The weight step: constant architecture weights.
+    for o in ops:
+        o.calls.clear()
+    op.requires_grad_(True)
+    weights = weights.detach()
+    op(x, weights).sum().backward()
+    assert all(len(o.calls) == 2 and o.conv.weight.grad is not None for o in ops)
+
+    # One candidate frozen and neither x nor weights in need: that candidate is not run again.
+    ops[0].requires_grad_(False)
+    for o in ops:
+        o.calls.clear()
+    op(x, weights).sum().backward()
+    assert [len(o.calls) for o in ops] == [1, 2]
+
+
+def test_frozen_convolution_gets_no_weight_gradient():
+    """Counted where it is done: the convolution's backward is asked for dx alone."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Masks(TorchDispatchMode):
+        seen = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.convolution_backward.default:
+                self.seen.append(tuple(args[10]))
+            return func(*args, **(kwargs or {}))
+
+    op = MixedOp([nn.Conv2d(3, 3, 3, padding=1), nn.Identity()]).requires_grad_(False)
+    x, weights = torch.randn(1, 3, 4, 4, requires_grad=True), torch.rand(2, requires_grad=True)
+    with Masks() as masks:
+        op(x, weights).sum().backward()
+    assert masks.seen == [(True, False, False)]
+
+
+def test_running_statistics_move_once():
+    plain, ours = twins(candidates)
+    x, weights = (
+        torch.randn(2, 3, 6, 6, dtype=torch.float64),
+        torch.rand(5, dtype=torch.float64, requires_grad=True),
+    )
+    for op in (plain, ours):
+        for _ in range(3):
+            op(x, weights).sum().backward()
+    assert ours.ops[0][2].num_batches_tracked == 3
+    assert_same(list(ours.buffers()), list(plain.buffers()))
+
+
+def test_state_that_the_forward_reads_is_replayed():
+    class Drifting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("gain", torch.ones(()))
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            y = (x + self.gain) * self.scale
+            self.gain.mul_(2)
+            return y
+
+    op = MixedOp([Drifting(), nn.Identity()])
+    op(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0])).sum().backward()
+    assert op.ops[0].scale.grad == 5  # 1 + 2 and twice the gain of 1 that the forward pass read
+    assert op.ops[0].gain == 2
+
+
+def test_dropout_repeats_and_leaves_the_generator_alone():
+    plain, ours = twins(lambda: candidates(dropout=0.5))
+    x, logits = torch.randn(2, 3, 6, 6, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    torch.manual_seed(7)
+    y1, g1 = gradients(plain, x, logits)
+    after1 = torch.rand(3)
+    torch.manual_seed(7)
+    y2, g2 = gradients(ours, x, logits)
+    after2 = torch.rand(3)
+    torch.testing.assert_close(y2, y1)
+    assert_same(g2, g1)
+    torch.testing.assert_close(after2, after1)
+
+
+@pytest.mark.parametrize("leave_before_backward", [True, False])
+def test_autocast(leave_before_backward):
+    plain, ours = twins(candidates, dtype=torch.float32)
+    found = []
+    for op in (plain, ours):
+        x = torch.linspace(-1, 1, 2 * 3 * 8 * 8).view(2, 3, 8, 8).requires_grad_()
+        weights = torch.full((5,), 0.2, requires_grad=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = op(x, weights)
+            if not leave_before_backward:
+                y.float().square().sum().backward()
+        if leave_before_backward:
+            y.float().square().sum().backward()
+        found.append((y, [x.grad, weights.grad, *(p.grad for p in op.parameters())]))
+    assert found[0][0].dtype == found[1][0].dtype
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=2e-2, atol=2e-2)
+    floor = max(g.norm() for g in found[0][1])
+    for a, b in zip(found[1][1], found[0][1], strict=True):
+        assert a.dtype == b.dtype
+        assert (a - b).norm() <= 2e-2 * max(b.norm(), floor)
+
+
+def test_autocast_cache_keeps_no_graphless_cast():
+    """A convolution used in a mixed operation and again outside still gets both gradients."""
+    conv = nn.Conv2d(3, 3, 3, padding=1)
+    op = MixedOp([conv])
+    x = torch.randn(1, 3, 6, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        op(x, torch.ones(1))
+        conv(x).float().sum().backward()
+    assert conv.weight.grad is not None
+
+
+def test_channels_last_in_gives_channels_last_out():
+    plain, ours = twins(candidates)
+    x = torch.randn(2, 3, 6, 5, dtype=torch.float64).to(memory_format=torch.channels_last)
+    logits = torch.randn(5, dtype=torch.float64)
+    y, found = gradients(ours, x, logits)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, plain(x, logits.softmax(-1)))
+    assert_same(found, gradients(plain, x, logits)[1])
+
+
+def test_inputs_that_are_not_contiguous():
+    plain, ours = twins(candidates)
+    wide = torch.randn(6, 2, 20, 7, dtype=torch.float64)
+    x = wide.transpose(0, 1)[:, 1:6:2, ::3]
+    logits = torch.randn(2, 5, dtype=torch.float64).t()[:, 0]
+    assert not x.is_contiguous()
+    assert_same(gradients(ours, x, logits)[1], gradients(plain, x, logits)[1])
+
+
+def test_hooks_on_parameters_and_input_run_once():
+    plain, ours = twins(candidates)
+    found = []
+    for op in (plain, ours):
+        for p in op.parameters():
+            p.register_hook(lambda g: 3 * g)
+        x = torch.linspace(-1, 1, 2 * 3 * 4 * 4, dtype=torch.float64).view(2, 3, 4, 4).requires_grad_()
+        x.register_hook(lambda g: 5 * g)
+        op(x, torch.full((5,), 0.2, dtype=torch.float64)).square().sum().backward()
+        found.append([x.grad, *(p.grad for p in op.parameters())])
+    assert_same(found[1], found[0])
+
+
+def test_grad_of_chosen_parameters():
+    plain, ours = twins(candidates)
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    weights = torch.full((5,), 0.2, dtype=torch.float64)
+    found = [torch.autograd.grad(op(x, weights).square().sum(), [op.ops[1][1].weight]) for op in (plain, ours)]
+    assert_same(found[1], found[0])
+
+
+def test_backward_twice_with_retained_graph():
+    plain, ours = twins(candidates)
+    for op in (plain, ours):
+        y = op(torch.ones(2, 3, 4, 4, dtype=torch.float64), torch.full((5,), 0.2, dtype=torch.float64)).sum()
+        y.backward(retain_graph=True)
+        y.backward()
+    assert_same([p.grad for p in ours.parameters()], [p.grad for p in plain.parameters()])
+
+
+def test_one_module_as_two_candidates():
+    def shared():
+        conv = nn.Conv2d(3, 3, 3, padding=1)
+        return [conv, nn.Sequential(nn.ReLU(), conv)]
+
+    plain, ours = twins(shared)
+    x, logits = torch.randn(2, 3, 4, 4, dtype=torch.float64), torch.randn(2, dtype=torch.float64)
+    assert_same(gradients(ours, x, logits)[1], gradients(plain, x, logits)[1])
+
+
+def test_support_runs_live_candidates_only():
+    plain, ours = twins(candidates)
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    weights = torch.tensor([0.0, 0.4, 0.0, 0.6, 0.0], dtype=torch.float64, requires_grad=True)
+    support = torch.tensor([False, True, False, True, False])
+    y, expected = ours(x, weights, support), plain(x, weights)
+    torch.testing.assert_close(y, expected)
+    wanted = [x, *ours.parameters()]
+    found = torch.autograd.grad(y.square().sum(), [*wanted, weights])
+    correct = torch.autograd.grad(expected.square().sum(), [x, *plain.parameters()])
+    assert_same(found[:-1], correct)
+    assert found[-1][[0, 2, 4]].tolist() == [0, 0, 0] and found[-1][1] != 0
+    for p in ours.ops[0].parameters():
+        assert torch.equal(found[[id(w) for w in wanted].index(id(p))], torch.zeros_like(p))
+    assert ours.ops[0][2].num_batches_tracked == 0 and ours.ops[1][2].num_batches_tracked == 1
+
+
+def test_second_order_is_refused():
+    x = torch.randn(1, 3, 4, 4, requires_grad=True)
+    y = MixedOp(candidates())(x, torch.rand(5))
+    with pytest.raises(RuntimeError, match="PlainMixedOp"):
+        torch.autograd.grad(y.sum(), x, create_graph=True)
+
+
+def test_no_grad_and_nested():
+    torch.manual_seed(0)
+    inner = MixedOp([nn.Conv2d(3, 3, 1), nn.Identity()])
+
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.op = inner
+
+        def forward(self, x):
+            return self.op(x, torch.tensor([0.5, 0.5]))
+
+    outer = MixedOp([Half(), nn.Identity()])
+    x = torch.randn(1, 3, 4, 4, requires_grad=True)
+    with torch.no_grad():
+        assert not outer(x, torch.tensor([0.3, 0.7])).requires_grad
+    outer(x, torch.tensor([0.3, 0.7])).sum().backward()
+    expected = 0.3 * (0.5 * inner.ops[0].weight.detach().sum((0, 2, 3)) + 0.5) + 0.7
+    torch.testing.assert_close(x.grad[0, :, 0, 0], expected)
+
+
+def test_state_dict_is_the_plain_one():
+    plain, ours = twins(candidates)
+    ours.load_state_dict(plain.state_dict())
+    assert list(ours.state_dict()) == list(plain.state_dict())
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: MixedOp([]), "at least one"),
+        (lambda: MixedOp([nn.Identity()])(torch.ones(2), torch.ones(2)), r"shape \(1,\)"),
+        (lambda: MixedOp([nn.Identity()])(torch.ones(2), [1.0]), r"shape \(1,\)"),
+        (lambda: MixedOp([nn.Identity()])(torch.ones(2), torch.tensor([float("nan")])), "NaN"),
+        (
+            lambda: MixedOp([nn.Identity()])(torch.ones(2), torch.ones(1), support=[False]),
+            "no live candidate",
+        ),
+        (lambda: MixedOp([nn.Identity()])(torch.ones(2), torch.ones(1), support=[True, False]), "1 booleans"),
+        (
+            lambda: MixedOp([nn.Identity(), nn.MaxPool2d(2)])(torch.ones(1, 1, 4, 4), torch.ones(2)),
+            "MaxPool2d",
+        ),
+        (lambda: MixedOp([nn.ReLU(inplace=True)])(torch.ones(2), torch.ones(1)), "in place"),
+        (
+            lambda: MixedOp([nn.MaxPool2d(2, return_indices=True)])(torch.ones(1, 1, 4, 4), torch.ones(1)),
+            "tuple",
+        ),
+    ],
+)
+def test_bad_input_is_named(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def _ddp_worker(rank, port, results):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    op = DistributedDataParallel(MixedOp([nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()]).double())
+    torch.manual_seed(1)
+    x = torch.randn(4, 3, 5, 5, dtype=torch.float64)
+    for _ in range(2):  # the second step shows that the reducer was satisfied by the first
+        op.zero_grad()
+        op(x[2 * rank : 2 * rank + 2], torch.tensor([0.5, 0.5], dtype=torch.float64)).square().mean().backward()
+    results[rank] = [p.grad for p in op.parameters()]
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_ddp_on_two_processes_equals_one():
+    import socket
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    with mp.Manager() as manager:
+        results = manager.dict()
+        mp.spawn(_ddp_worker, (port, results), nprocs=2)
+        ours = [results[0], results[1]]
+    torch.manual_seed(0)
+    op = PlainMixedOp([nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()]).double()
+    torch.manual_seed(1)
+    x = torch.randn(4, 3, 5, 5, dtype=torch.float64)
+    op(x, torch.tensor([0.5, 0.5], dtype=torch.float64)).square().mean().backward()
+    for found in ours:
+        assert_same(found, [p.grad for p in op.parameters()])

@@ -1,0 +1,212 @@
+"""What this machine can do: versions, compilers, devices and backends, as rows of text. Builds nothing."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from srnas_fast import __version__
+
+PACKAGES = (
+    "torch",
+    "triton",
+    "numpy",
+    "pillow",
+    "scikit-image",
+    "lightning-fabric",
+    "jsonargparse",
+    "matplotlib",
+    "tensorboard",
+    "rich",
+    "safetensors",
+    "pybind11",
+    "ninja",
+)
+COMPILERS = ("c++", "g++", "clang++", "nvcc", "ninja")
+
+Rows = list[tuple[str, str]]
+
+
+def environment() -> dict[str, Rows]:
+    """Sections of (name, value) rows: versions, machine, compilers, devices, backends and, if any, warnings.
+
+    >>> sections = environment()
+    >>> list(sections)[:5]
+    ['versions', 'machine', 'compilers', 'devices', 'backends']
+    >>> dict(sections["backends"])["reference"]
+    'available: plain torch, on any device'
+    """
+    compilers = {name: _compiler(name) for name in COMPILERS}
+    devices, cautions = _devices()
+    sections = {
+        "versions": _versions(),
+        "machine": _machine(),
+        "compilers": [(name, found or "not found") for name, found in compilers.items()],
+        "devices": devices,
+        "backends": _backends(compilers),
+    }
+    if cautions:
+        sections["warnings"] = cautions
+    return sections
+
+
+def describe() -> str:
+    """The report as plain text, to print or to paste into a bug report.
+
+    >>> print(describe().splitlines()[0])
+    versions
+    """
+    lines = []
+    for section, rows in environment().items():
+        width = max(len(name) for name, _ in rows)
+        lines += [section, *(f"  {name:<{width}}  {value}" for name, value in rows), ""]
+    return "\n".join(lines)
+
+
+def card_warning(name: str, capability: tuple[int, int], built_for: list[str]) -> str | None:
+    """Why this build of torch cannot run on a card and what to install; None if it can.
+
+    Args:
+        name: the card's name, for the message.
+        capability: its compute capability, e.g. (6, 1).
+        built_for: what torch holds code for, as ``torch.cuda.get_arch_list()`` gives it: ``sm_XY`` runs on
+            cards of the same major and an equal or higher minor number, ``compute_XY`` on all from X.Y on;
+            a trailing ``a`` means exactly this card and ``f`` this major number.
+
+    >>> card_warning("GTX 1080 Ti", (6, 1), ["sm_50", "sm_60", "sm_70"])
+    >>> print(card_warning("GTX 1080 Ti", (6, 1), ["sm_75", "sm_80"]))
+    GTX 1080 Ti (compute capability 6.1): this torch holds code for sm_75 sm_80 only; install a cu126 build...
+    """
+    if any(_runs(built, capability) for built in built_for):
+        return None
+    major, minor = capability
+    if capability < (7, 5):
+        remedy = (
+            "install a cu126 build of torch, up to 2.14: "
+            "pip install 'torch<2.15' --index-url https://download.pytorch.org/whl/cu126"
+        )
+    else:
+        remedy = "install a newer build of torch, see https://pytorch.org/get-started"
+    return (
+        f"{name} (compute capability {major}.{minor}): this torch holds code for "
+        f"{' '.join(built_for) or 'no card'} only; {remedy}"
+    )
+
+
+def _runs(built: str, capability: tuple[int, int]) -> bool:
+    parsed = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", built)
+    if not parsed:
+        return False
+    kind, major, minor, only = parsed[1], int(parsed[2]), int(parsed[3]), parsed[4]
+    if only == "a":
+        return capability == (major, minor)
+    if kind == "compute" and not only:
+        return capability >= (major, minor)
+    return capability[0] == major and capability[1] >= minor
+
+
+def _versions() -> Rows:
+    rows = [("srnas-fast", __version__), ("python", platform.python_version())]
+    for package in PACKAGES:
+        try:
+            rows.append((package, version(package)))
+        except PackageNotFoundError:
+            rows.append((package, "not installed"))
+    return rows
+
+
+def _machine() -> Rows:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return [
+        ("system", platform.platform()),
+        ("processor", _processor()),
+        ("cores", f"{os.cpu_count()}, of which this process may use {usable}"),
+        ("torch threads", f"{torch.get_num_threads()} ({torch.backends.cpu.get_cpu_capability()})"),
+        ("memory", _memory()),
+    ]
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            models = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        models = []
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def _memory() -> str:
+    try:
+        page = os.sysconf("SC_PAGE_SIZE")
+        total, free = (page * os.sysconf(name) / 2**30 for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
+    except (AttributeError, OSError, ValueError):  # not every system tells
+        return "unknown"
+    return f"{total:.1f} GiB, {free:.1f} GiB of it free"
+
+
+def _compiler(name: str) -> str | None:
+    """Version and place of a compiler, or None; sought in PATH, beside Python and in the CUDA toolkit."""
+    places = [os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable)]
+    places += [os.path.join(os.environ[key], "bin") for key in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(key)]
+    found = shutil.which(name, path=os.pathsep.join([*places, "/usr/local/cuda/bin"]))
+    if not found:
+        return None
+    try:
+        shown = subprocess.run(
+            [found, "--version"], capture_output=True, text=True, timeout=20, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"found but does not run ({found}: {error})"
+    lines = [line.strip() for line in shown.stdout.splitlines() if line.strip()]
+    if shown.returncode or not lines:
+        return f"found but does not run ({found}: exit status {shown.returncode})"
+    release = next((line for line in lines if "release" in line), lines[0])  # nvcc opens with its copyright
+    return f"{release} ({found})"
+
+
+def _devices() -> tuple[Rows, Rows]:
+    """The GPUs that torch sees, and a warning for each that it cannot use."""
+    built = torch.version.cuda or torch.version.hip
+    if not built:
+        return [("GPU", "none: this torch is a CPU build")], []
+    if not torch.cuda.is_available():
+        driver = "nvidia-smi finds a driver" if shutil.which("nvidia-smi") else "there is no nvidia-smi either"
+        return [("GPU", f"none: torch is built for CUDA {built} but finds no device; {driver}")], []
+    rows, cautions = [("CUDA of torch", f"{built}, code for {' '.join(torch.cuda.get_arch_list())}")], []
+    for index in range(torch.cuda.device_count()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own word on old cards; ours says what to install
+            card = torch.cuda.get_device_properties(index)
+        capability, memory = (card.major, card.minor), f"{card.total_memory / 2**30:.1f} GiB"
+        rows.append((f"GPU {index}", f"{card.name}, compute capability {card.major}.{card.minor}, {memory}"))
+        caution = None
+        if torch.version.cuda:
+            caution = card_warning(card.name, capability, torch.cuda.get_arch_list())
+        if caution:
+            cautions.append((f"GPU {index}", caution))
+    return rows, cautions
+
+
+def _backends(compilers: dict[str, str | None]) -> Rows:
+    """Which backends compute in this version: one, and for the others what they will find here."""
+    host = next((name for name in ("c++", "g++", "clang++") if compilers[name]), None)
+    device = "a CUDA device" if torch.cuda.is_available() else "no CUDA device"
+    try:
+        triton = f"triton {version('triton')}"
+    except PackageNotFoundError:
+        triton = "no triton package"
+    found = {
+        "cpu": f"{host or 'no C++ compiler'}, {'ninja' if compilers['ninja'] else 'no ninja'}",
+        "triton": f"{triton}, {device}",
+        "cuda": f"{'nvcc' if compilers['nvcc'] else 'no nvcc'}, {device}",
+    }
+    return [
+        ("reference", "available: plain torch, on any device"),
+        *((name, f"not available: no kernels in this version (found here: {what})") for name, what in found.items()),
+    ]
