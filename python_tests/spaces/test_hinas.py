@@ -1,0 +1,223 @@
+"""The HiNAS denoising space against the numbers of its published modules."""
+
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from srnas_fast.errors import InputError
+from srnas_fast.mixed import MixedOp, PlainMixedOp
+from srnas_fast.spaces.hinas.genotype import (
+    Genotype,
+    derive_cell,
+    derive_path,
+    edges_of,
+    random_genotype,
+)
+from srnas_fast.spaces.hinas.network import DerivedNetwork, NetworkConfig
+from srnas_fast.spaces.hinas.operations import CANDIDATES, reach
+from srnas_fast.spaces.hinas.supernet import Supernet, SupernetConfig
+
+SMALL = SupernetConfig(filters=4, layers=2, nodes=2)
+CELL_A = [("con_c_3x3", 0), ("sep_c_3x3", 1)] * 4
+CELL_B = [
+    *[("sep_c_5x5", 0), ("dil_c_3x3", 1), ("skip_connect", 2), ("sep_c_3x3", 0)],
+    *[("dil_c_5x5", 3), ("con_c_3x3", 1), ("sep_c_3x3", 4), ("skip_connect", 0)],
+]
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_paper_supernet_has_the_published_shape():
+    net = Supernet(SupernetConfig())
+    assert net.alpha.shape == (3, 14, 7) and net.beta.shape == (6, 3)
+    assert sum(isinstance(m, MixedOp) for m in net.modules()) == 112
+    assert sum(p.numel() for p in net.network_parameters()) == 1_475_357
+    assert sum(p.numel() for p in net.architecture_parameters()) == 312
+    assert [count(net.stem1), count(net.stem2), count(net.reduce1)] == [576, 23_040, 5_760]
+    assert [count(net.upsamplers[w]) for w in ("1", "2")] == [150, 300]
+    assert [count(r) for layer in net.routers for r in layer.values()] == [1000, 1000, 2700, 1000, 2700, 2800]
+    assert [[count(cell) for cell in layer] for layer in net.cells] == [
+        [75_320, 162_330],
+        [75_320, 162_330, 282_240],
+        [75_320, 162_330, 282_240],
+    ]
+    assert count(net.pyramids) + count(net.head) == 156_901
+
+
+def test_illegal_moves_start_at_minus_fifty_and_weigh_nothing():
+    net = Supernet(SupernetConfig())
+    illegal = [[1, 0, 0], [1, 0, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0], [0, 0, 1]]
+    assert net.beta.tolist() == [[-50.0 if i else 1.0 for i in row] for row in illegal]
+    weights = net.architecture_weights()["beta"][1]
+    assert torch.equal(weights == 0, torch.tensor(illegal, dtype=torch.bool))
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(6))
+
+
+@pytest.mark.parametrize("activation", ["leaky", "relu", "prelu", "sine"])
+def test_candidates_keep_shape_and_have_their_reach(activation):
+    for name, make in CANDIDATES.items():
+        op = make(4, activation, True).eval()
+        x = torch.zeros(1, 4, 15, 15)
+        a = op(x).clone()
+        x[0, :, 7, 7] = 1
+        touched = (op(x) - a).abs().sum((0, 1)).nonzero()
+        assert a.shape == x.shape
+        assert name == "none" or (touched - 7).abs().max() == reach(op)
+
+
+def test_published_count_of_a_mixed_operation():
+    op = MixedOp([make(10, "leaky", False) for make in CANDIDATES.values()])
+    assert count(op) == 47 * 100 + 68 * 10
+
+
+def test_sine_enters_a_separable_candidate_once():
+    from srnas_fast.spaces.hinas.operations import Sine
+
+    op = CANDIDATES["sep_c_3x3"](4, "sine", False)
+    assert sum(isinstance(m, Sine) for m in op.modules()) == 1
+
+
+@pytest.mark.parametrize(
+    "cell, path, pyramid, parameters, multi_adds, skip",
+    [
+        (CELL_A, [0, 0, 0], False, 209_569, 844_431_360, None),
+        (CELL_A, [0, 0, 0], True, 309_489, 1_247_543_296, None),
+        (CELL_B, [0, 1, 2], False, 319_069, 1_102_970_880, 0),
+        (CELL_B, [0, 1, 2], True, 452_349, 1_640_759_296, 0),
+        (CELL_B, [1, 2, 2], False, 387_549, 1_570_406_400, None),
+        (CELL_B, [0, 1, 0], False, 243_869, 985_497_600, None),
+    ],
+)
+def test_derived_networks_have_the_published_counts(cell, path, pyramid, parameters, multi_adds, skip):
+    net = DerivedNetwork(Genotype([cell] * 3, path), NetworkConfig(pyramid=pyramid)).eval()
+    assert count(net) == parameters
+    assert net.skip_from == skip
+    with torch.no_grad(), FlopCounterMode(display=False) as flops:
+        net(torch.rand(1, 1, 64, 64))
+    assert flops.get_total_flops() // 2 == multi_adds
+
+
+def test_plain_and_recomputing_supernet_agree_on_every_gradient():
+    nets = []
+    for mixed_op in (PlainMixedOp, MixedOp):
+        torch.manual_seed(0)
+        nets.append(Supernet(SMALL, mixed_op).double())
+    x = torch.rand(2, 1, 9, 11, dtype=torch.float64)
+    for net in nets:
+        with torch.no_grad():
+            net.alpha.copy_(torch.linspace(-1, 1, net.alpha.numel()).view_as(net.alpha))
+        (net(x) - x).square().mean().backward()
+    for (name, a), b in zip(nets[0].named_parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad, msg=lambda text, name=name: f"{name}: {text}")
+    for a, b in zip(nets[0].buffers(), nets[1].buffers(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_cell_derivation_by_hand():
+    # One node of two inputs, then one of three: the second drops its weakest input; `none` never wins.
+    columns = list(CANDIDATES)
+    weights = torch.full((5, 7), 0.01)
+    weights[0, columns.index("none")] = 0.9
+    weights[0, columns.index("skip_connect")] = 0.05
+    weights[1, columns.index("sep_c_5x5")] = 0.3
+    weights[2, columns.index("dil_c_3x3")] = 0.2  # prev-prev -> node 2: dropped
+    weights[3, columns.index("dil_c_5x5")] = 0.5
+    weights[4, columns.index("con_c_3x3")] = 0.4
+    assert derive_cell(weights, nodes=2) == [
+        ("skip_connect", 0),
+        ("sep_c_5x5", 1),
+        ("dil_c_5x5", 1),
+        ("con_c_3x3", 2),
+    ]
+
+
+def test_uniform_weights_derive_the_published_default():
+    genotype = Supernet(SupernetConfig()).genotype()
+    assert genotype.cells[0] == [("con_c_3x3", 0), ("con_c_3x3", 1)] * 4
+    assert genotype.path == [0, 0, 0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_viterbi_finds_what_enumeration_finds(seed):
+    generator = torch.Generator().manual_seed(seed)
+    rows, widths = [], 1
+    for _ in range(4):
+        here = min(3, widths + 1)
+        rows.append(
+            {
+                h: {g: torch.rand((), generator=generator).item() for g in (h - 1, h, h + 1) if 0 <= g < here}
+                for h in range(widths)
+            }
+        )
+        widths = here
+    paths = [(1.0, [])]
+    for layer in rows:
+        paths = [(score * w, [*path, g]) for score, path in paths for g, w in layer[path[-1] if path else 0].items()]
+    assert derive_path(rows) == max(paths)[1]
+
+
+def test_supernet_follows_its_path():
+    net = Supernet(SMALL)
+    with torch.no_grad():
+        net.beta[0] = torch.tensor([-50.0, 0.0, 3.0])  # stem -> x1.5
+        net.beta[2] = torch.tensor([0.0, 0.0, 3.0])  # x1.5 -> x2
+    assert net.genotype().path == [1, 2]
+
+
+def test_receptive_field_is_exact_enough_for_tiles():
+    torch.manual_seed(0)
+    for genotype in (Genotype([CELL_B] * 3, [0, 1, 2]), random_genotype(2, 2, seed=3)):
+        net = DerivedNetwork(genotype, NetworkConfig(filters=4)).eval()
+        torch.nn.init.normal_(net.head[-1].weight)  # zero at first: the network starts as the identity
+        size = 2 * net.reach + 9
+        x = torch.rand(1, 1, size, size, requires_grad=True)
+        net(x)[0, 0, size // 2, size // 2].backward()
+        touched = (x.grad[0, 0] != 0).nonzero() - size // 2
+        assert touched.abs().max() <= net.reach
+        assert touched.abs().max() >= net.reach - 4  # no wasteful overlap either
+
+
+def test_genotype_round_trip_and_text(tmp_path):
+    genotype = Genotype([CELL_B] * 3, [0, 1, 2])
+    genotype.save(tmp_path / "genotype.json")
+    assert Genotype.from_dict(json.loads((tmp_path / "genotype.json").read_text())) == genotype
+    assert str(genotype).startswith("x1 [sep5(0) dil3(1) skip(2) sep3(0)")
+    title, edges = genotype.graph()[1]
+    assert title == "layer 2, width x1.5"
+    assert edges[2] == ("node 1", "node 2", "skip_connect") and ("node 4", "out", "") in edges
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        ({"cells": [CELL_A]}, "path"),
+        ({"cells": [CELL_A], "path": [2]}, "not possible"),
+        ({"cells": [CELL_A], "path": [0, 0]}, "one per layer"),
+        ({"cells": [[("warp", 0), ("skip_connect", 1)]], "path": [0]}, "warp"),
+        ({"cells": [[("none", 0), ("skip_connect", 1)]], "path": [0]}, "none"),
+        ({"cells": [[("skip_connect", 2), ("skip_connect", 1)]], "path": [0]}, "below 2"),
+        ({"cells": [CELL_A[:3]], "path": [0]}, "3 edges"),
+        ({"cells": [CELL_A], "path": [0], "activation": "gelu"}, "gelu"),
+        ([1, 2], "no HiNAS genotype"),
+    ],
+)
+def test_foreign_genotypes_are_refused(data, message):
+    with pytest.raises(InputError, match=message):
+        Genotype.from_dict(data)
+
+
+def test_random_genotypes_are_legal_and_differ():
+    drawn = [random_genotype(3, 4, seed=seed) for seed in range(20)]
+    assert len({str(g) for g in drawn}) == 20
+    assert {len(g.cells[0]) for g in drawn} == {2 * 4}
+    assert len(edges_of(4)) == 14
+
+
+@pytest.mark.parametrize("field, value", [("filters", 1), ("layers", 0), ("nodes", 0), ("activation", "tanh")])
+def test_bad_sizes_are_named(field, value):
+    with pytest.raises(InputError, match=field):
+        SupernetConfig(**{field: value})
