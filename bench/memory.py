@@ -1,0 +1,117 @@
+"""Tensor memory beside the peers: python bench/memory.py --case hinas-denoise
+
+Prints one table per case, all peers measured in one run by the same tracker (srnas_fast.metrics.LiveMemory), and
+appends the rows to bench/results/memory.csv.
+"""
+
+import argparse
+import csv
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from srnas_fast import MixedOp, __version__
+from srnas_fast.losses import DenoisingLoss
+from srnas_fast.metrics import LiveMemory
+from srnas_fast.mixed import PlainMixedOp
+from srnas_fast.report import show_table
+from srnas_fast.search import Bilevel, BilevelConfig, RunConfig
+from srnas_fast.spaces import find_space
+
+RESULTS = Path(__file__).parent / "results" / "memory.csv"
+MiB = 2**20
+
+
+class CheckpointedMixedOp(PlainMixedOp):
+    """The peer that users reach for: torch.utils.checkpoint around each candidate."""
+
+    def forward(self, x, weights, support=None):
+        return sum(w * checkpoint(op, x, use_reentrant=False) for w, op in zip(weights, self.ops, strict=True))
+
+
+PEERS: dict[str, Callable[..., nn.Module]] = {
+    "plain sum(w * op(x))": PlainMixedOp,
+    "torch.utils.checkpoint": CheckpointedMixedOp,
+    "srnas_fast.MixedOp": MixedOp,
+}
+
+
+def search_step(name: str, mixed_op: Callable[..., nn.Module]) -> dict[str, float]:
+    """Live bytes and seconds of one search step of a space's paper supernet: architecture update, weight update."""
+    space = find_space(name)
+    data = space.data()
+    fabric = RunConfig().fabric()
+    supernet = space.supernet(space.supernet_config(), mixed_op)
+    search = Bilevel(fabric, supernet, space.loss(), BilevelConfig())
+    clean = torch.rand(data.batch, 1, data.patch, data.patch)
+    noisy = clean + 0.2 * torch.randn_like(clean)
+    search.architecture_step(noisy, clean)  # optimiser states exist from now on: they are no part of a step's peak
+    search.weight_step(noisy, clean, epoch=0)
+
+    started = time.perf_counter()
+    search.architecture_step(noisy, clean)
+    search.weight_step(noisy, clean, epoch=0)
+    seconds = time.perf_counter() - started
+
+    x = noisy.to(fabric.device)
+    for p in supernet.architecture_parameters():
+        p.requires_grad_(False)
+    with LiveMemory() as memory:
+        loss = DenoisingLoss()(supernet(x), clean.to(fabric.device))
+        held = memory.held()
+        del loss
+    for p in supernet.parameters():
+        p.requires_grad_(True)
+        p.grad = None
+    with LiveMemory() as memory:
+        search.architecture_step(noisy, clean)
+        search.weight_step(noisy, clean, epoch=0)
+    return {"held, MiB": held / MiB, "peak, MiB": memory.peak / MiB, "step, s": seconds}
+
+
+CASES = {"hinas-denoise": lambda mixed_op: search_step("hinas-denoise", mixed_op)}
+
+
+def commit() -> str:
+    """The commit measured, with a + where the tree differs from it."""
+    here = Path(__file__).parent
+    run = lambda *command: subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip()  # noqa: E731
+    return run("git", "rev-parse", "--short", "HEAD") + ("+" if run("git", "status", "--porcelain", "--", "..") else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--case", choices=CASES, action="append", help="default: all")
+    cases = parser.parse_args().case or list(CASES)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    for case in cases:
+        torch.manual_seed(0)
+        figures = {peer: CASES[case](mixed_op) for peer, mixed_op in PEERS.items()}
+        plain = next(iter(figures.values()))
+        rows = [
+            [peer, *measured.values(), plain["peak, MiB"] / measured["peak, MiB"]] for peer, measured in figures.items()
+        ]
+        title = f"{case}: one search step, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        show_table(title, ["mixed operation", *plain, "peak: plain is x times"], rows)
+        RESULTS.parent.mkdir(exist_ok=True)
+        new = not RESULTS.exists()
+        with open(RESULTS, "a", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if new:
+                names = ["case", "peer", *plain, "device", "threads", "torch", "srnas_fast", "commit", "time"]
+                writer.writerow(names)
+            for peer, measured in figures.items():
+                writer.writerow(
+                    [case, peer, *(round(value, 3) for value in measured.values()), device, torch.get_num_threads()]
+                    + [torch.__version__, __version__, commit(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())]
+                )
+
+
+if __name__ == "__main__":
+    main()

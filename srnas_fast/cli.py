@@ -1,0 +1,360 @@
+"""The commands: each reads its arguments and calls the function of the same name."""
+
+import argparse
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from srnas_fast import __version__
+from srnas_fast.errors import InputError
+
+# The rooms are imported by the command that needs them, so that `srnas-fast --help` answers at once.
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C.
+
+    >>> main(["dance"])  # on the standard error: unknown command 'dance'; known: demo, search, ...
+    2
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not argv or argv[0] in ("-h", "--help"):
+            print(_overview())
+        elif argv[0] == "--version":
+            print(f"srnas-fast {__version__}")
+        elif argv[0] not in COMMANDS:
+            raise InputError(f"unknown command {argv[0]!r}; known: {', '.join(COMMANDS)}")
+        else:
+            COMMANDS[argv[0]].run(argv[1:])
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped", file=sys.stderr)
+        return 130
+    except (InputError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def doctor() -> None:
+    """Print what this machine can do: versions, compilers, devices, backends and why one of them is missing."""
+    from srnas_fast.backends.report import describe
+
+    print(describe())
+
+
+def demo(out: str = "runs/demo", preset: str = "demo") -> list[dict[str, Any]]:
+    """Search, retrain, measure and restore on the photographs that come with scikit-image.
+
+    Args:
+        out: folder for everything; must not exist yet.
+        preset: "demo" (minutes on two CPU cores) or "smoke" (seconds; shows that it runs, restores nothing well).
+
+    Returns:
+        The rows of :func:`srnas_fast.train.evaluate`.
+
+    Raises:
+        InputError: ``out`` exists or the preset is unknown.
+    """
+    from srnas_fast.data import noisy_image, photographs, write_image
+    from srnas_fast.search import search
+    from srnas_fast.train import evaluate, restore, train
+
+    folder = Path(out)
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty; choose another --out or delete it")
+    space = "hinas-denoise"
+    print(f"1/4 search an architecture ({folder}/search)")
+    search(**_search_settings([space, "--preset", preset, "--out", f"{folder}/search"]))
+    print(f"2/4 train its network ({folder}/train)")
+    settings = _train_settings([f"{folder}/search", "--preset", preset, "--out", f"{folder}/train"])
+    train(**settings)
+    print("3/4 measure it on photographs it has not seen")
+    (sigma,) = settings["data"].sigma
+    rows = evaluate([f"{folder}/train"], sigma=[sigma], out=str(folder))
+    print("4/4 restore them")
+    for image in photographs("test"):
+        write_image(folder / "noisy" / f"{image.name}.png", noisy_image(image.pixels, sigma, 0, image.name))
+    restore(f"{folder}/train", [folder / "noisy"], out=f"{folder}/restored")
+    print(f"look at {folder}/comparison.png, {folder}/search/architecture.png and {folder}/search/weights.png")
+    return rows
+
+
+def random_genotype(space: str, out: str, seed: int = 0, supernet: Any = None) -> str:
+    """Draw a genotype at random: the peer that a search has to beat.
+
+    Args:
+        space: name of the search space.
+        out: file to write, such as random.json.
+        seed: of the draw.
+        supernet: the size, of the space's own type (default: the paper's).
+
+    Returns:
+        The genotype as text.
+    """
+    from srnas_fast.spaces import find_space
+
+    the = find_space(space)
+    genotype = the.random_genotype(supernet or the.supernet_config(), seed)
+    genotype.save(out)
+    print(f"{genotype}\nwritten: {out}")
+    return str(genotype)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A line for the overview and what to do with the arguments behind the command's name."""
+
+    summary: str
+    run: Callable[[list[str]], Any]
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise InputError(f"{message}; see `{self.prog} --help`")
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "srnas-fast COMMAND ...: search image-restoration networks on one ordinary GPU, or without one",
+            "",
+            *lines,
+        ]
+        + [
+            "",
+            "`srnas-fast COMMAND --help` explains the arguments; `srnas-fast --version` tells the version.",
+        ]
+    )
+
+
+def _run_search(argv: list[str]) -> None:
+    settings = _search_settings(argv)
+    from srnas_fast.search import search
+
+    search(**settings)
+
+
+def _run_train(argv: list[str]) -> None:
+    settings = _train_settings(argv)
+    from srnas_fast.train import train
+
+    train(**settings)
+
+
+def _run_evaluate(argv: list[str]) -> None:
+    parser = _Parser(prog="srnas-fast evaluate", description="PSNR and SSIM of trained networks on test images.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a training, or its checkpoint.pt")
+    parser.add_argument("--data.root", dest="root", metavar="DIR", help="test images (default: photographs held out)")
+    parser.add_argument(
+        "--sigma",
+        nargs="+",
+        type=float,
+        default=(),
+        help="noise levels on the [0, 255] scale (default: the training's)",
+    )
+    parser.add_argument("--out", metavar="DIR", help="also write evaluation.csv and comparison.png there")
+    parser.add_argument("--no-nlm", dest="nlm", action="store_false", help="leave out scikit-image's non-local means")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    _add_tile_and_device(parser)
+    settings = vars(parser.parse_args(argv))
+    from srnas_fast.train import evaluate
+
+    evaluate(**settings)
+
+
+def _run_restore(argv: list[str]) -> None:
+    parser = _Parser(prog="srnas-fast restore", description="Restore images with a trained network.")
+    parser.add_argument("run", metavar="RUN", help="folder of a training, or its checkpoint.pt")
+    parser.add_argument("images", nargs="+", metavar="IN", help="images, or folders of them")
+    parser.add_argument("--out", metavar="DIR", default="restored", help="folder for the results (default: restored)")
+    _add_tile_and_device(parser)
+    settings = vars(parser.parse_args(argv))
+    from srnas_fast.train import restore
+
+    restore(**settings)
+
+
+def _add_tile_and_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tile",
+        type=int,
+        default=512,
+        metavar="PIXELS",
+        help="side of the tiles of large images; 0: none (default: 512)",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+
+
+def _run_demo(argv: list[str]) -> None:
+    parser = _Parser(prog="srnas-fast demo", description="All of it, on photographs that come with scikit-image.")
+    parser.add_argument("--out", metavar="DIR", default="runs/demo", help="folder for everything (default: runs/demo)")
+    parser.add_argument("--preset", default="demo", help="demo (minutes) or smoke (seconds) (default: demo)")
+    demo(**vars(parser.parse_args(argv)))
+
+
+def _run_doctor(argv: list[str]) -> None:
+    _Parser(prog="srnas-fast doctor", description=doctor.__doc__).parse_args(argv)
+    doctor()
+
+
+def _run_random(argv: list[str]) -> None:
+    from srnas_fast.spaces import SPACES
+
+    parser = _Parser(prog="srnas-fast random", description="Draw a genotype at random, as a peer for a search.")
+    parser.add_argument("space", metavar="SPACE", help=", ".join(SPACES))
+    parser.add_argument("--out", metavar="FILE", required=True, help="the genotype's file")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
+    random_genotype(**vars(parser.parse_args(argv)))
+
+
+COMMANDS = {
+    "demo": Command("all of the below on small photographs, in minutes", _run_demo),
+    "search": Command("images -> genotype", _run_search),
+    "train": Command("genotype -> trained network", _run_train),
+    "evaluate": Command("trained networks -> table of PSNR and SSIM", _run_evaluate),
+    "restore": Command("trained network + images -> restored images", _run_restore),
+    "random": Command("a genotype drawn at random, as a peer", _run_random),
+    "doctor": Command("what this machine can do, and why not more", _run_doctor),
+}
+
+
+def _search_settings(argv: list[str]) -> dict[str, Any]:
+    """The arguments of ``search`` from the command line."""
+    from srnas_fast.spaces import SPACES, find_space
+
+    if not argv or argv[0].startswith("-"):
+        usage = f"srnas-fast search SPACE ...; spaces: {', '.join(SPACES)}"
+        if argv and argv[0] in ("-h", "--help"):
+            print(f"usage: {usage}\n`srnas-fast search SPACE --help` explains its settings")
+            raise SystemExit(0)
+        raise InputError(f"search needs a search space first: {usage}")
+    the = find_space(argv[0])
+    from srnas_fast.search import BilevelConfig
+
+    groups = {"supernet": the.supernet_config, "data": the.data, "loss": the.loss, "search": BilevelConfig}
+    return {"space": the.name} | _settings(f"search {the.name}", argv[1:], groups, the.search_presets)
+
+
+def _train_settings(argv: list[str]) -> dict[str, Any]:
+    """The arguments of ``train`` from the command line."""
+    from srnas_fast.spaces import SPACES, find_space
+    from srnas_fast.train.checkpoint import read_genotype
+    from srnas_fast.train.train import TrainConfig
+
+    if argv and argv[0] in ("-h", "--help"):
+        the = find_space(next(iter(SPACES)))
+    elif not argv or argv[0].startswith("-"):
+        raise InputError("train needs a genotype first: srnas-fast train GENOTYPE ...; see `srnas-fast train --help`")
+    else:
+        the, _ = read_genotype(argv[0])
+    groups = {"network": the.network_config, "data": the.data, "loss": the.loss, "train": TrainConfig}
+    arguments = argv if argv[0].startswith("-") else argv[1:]
+    return {"genotype": argv[0]} | _settings("train GENOTYPE", arguments, groups, the.train_presets)
+
+
+def _settings(
+    command: str, argv: list[str], groups: dict[str, type], presets: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Dataclasses from defaults, preset, the run's own config, ``--config`` and options, each over the ones before."""
+    import jsonargparse
+
+    from srnas_fast.search import RunConfig
+
+    class Parser(jsonargparse.ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
+            raise InputError(f"{message.splitlines()[0]}; see `{self.prog} --help`") from None
+
+    parser = Parser(prog=f"srnas-fast {command}")
+    parser.add_argument("--config", action="config", help="YAML file of settings, such as a run's config.yaml")
+    parser.add_argument(
+        "--preset",
+        default="paper",
+        help=f"settings to start from: {', '.join(presets)}; options come over them",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    parser.add_class_arguments(RunConfig, skip={"resume"})
+    for name, group in groups.items():
+        parser.add_class_arguments(group, name)
+
+    early = _early(argv)
+    if early.preset not in presets:
+        raise InputError(f"unknown preset {early.preset!r}; known: {', '.join(presets)}")
+    parser.set_defaults(presets[early.preset])
+    if early.resume:
+        parser.set_defaults(_flat(_read_yaml(Path(early.out or RunConfig.out) / "config.yaml")))
+    values = parser.parse_args(_bracketed(argv, groups)).as_dict()
+    made = {name: group(**values.pop(name)) for name, group in groups.items()}
+    values.pop("config"), values.pop("preset")
+    return made | {"run": RunConfig(**values)}
+
+
+def _early(argv: list[str]) -> argparse.Namespace:
+    """What decides over the defaults, read before the rest."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", default="paper")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--out")
+    return parser.parse_known_args(argv)[0]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"nothing to resume: there is no {path}; leave out --resume or name the run by --out"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise InputError(f"{path} is not the config.yaml of a run; start again in another --out")
+    return settings
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings as option names.
+
+    >>> _flat({"seed": 1, "data": {"patch": 32}})
+    {'seed': 1, 'data.patch': 32}
+    """
+    flat = {}
+    for name, value in settings.items():
+        flat |= {f"{name}.{k}": v for k, v in _flat(value).items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _bracketed(argv: list[str], groups: dict[str, type]) -> list[str]:
+    """The arguments with the values of list options in brackets, so that ``--data.sigma 30 50`` works.
+
+    >>> from srnas_fast.data import DenoisingData
+    >>> _bracketed(["--data.sigma", "30", "50", "--seed", "1"], {"data": DenoisingData})
+    ['--data.sigma=[30,50]', '--seed', '1']
+    """
+    lists = {
+        f"--{name}.{field}"
+        for name, group in groups.items()
+        if is_dataclass(group)
+        for field, kind in typing.get_type_hints(group).items()
+        if typing.get_origin(kind) is list
+    }
+    result, rest = [], list(argv)
+    while rest:
+        option = rest.pop(0)
+        name, equals, value = option.partition("=")
+        if name in lists:
+            values = [value] if equals else []
+            while not equals and rest and not rest[0].startswith("--"):
+                values.append(rest.pop(0))
+            option = f"{name}=[{','.join(values).strip('[]')}]"
+        result.append(option)
+    return result

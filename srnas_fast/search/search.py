@@ -1,0 +1,155 @@
+"""``search``: from a folder of images to a genotype."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from srnas_fast.data import NamedImage, PatchStream, images_for, loader, split_for_search
+from srnas_fast.errors import InputError
+from srnas_fast.files import replacing
+from srnas_fast.report import draw_architecture, draw_weights, normalised_entropy, print_skipped
+from srnas_fast.search.bilevel import Bilevel, BilevelConfig
+from srnas_fast.search.loop import run_steps
+from srnas_fast.search.run import RunConfig, RunFolder, run_settings
+from srnas_fast.search.validation import validate, validation_pairs
+from srnas_fast.spaces import find_space
+
+
+def search(
+    space: str,
+    supernet: Any = None,
+    data: Any = None,
+    loss: Any = None,
+    search: BilevelConfig | None = None,
+    run: RunConfig | None = None,
+) -> dict[str, Any]:
+    """Search an architecture and leave it, with all that led to it, in the run's folder.
+
+    Args:
+        space: name of the search space, such as "hinas-denoise".
+        supernet: size of the supernet, of the space's own type (default: the paper's).
+        data: images and patches, of the space's own type (default: the embedded photographs).
+        loss: of the space's own type (default: the paper's).
+        search: the schedule (default: the paper's).
+        run: folder, seed, device.
+
+    Returns:
+        What ``result.json`` holds: the genotype as text, where it comes from, the entropy of the weights.
+
+    Raises:
+        InputError: settings, images or a checkpoint that cannot be used.
+        OSError: the run's folder cannot be written.
+        KeyboardInterrupt: stopped by the user, after a checkpoint was written.
+    """
+    the = find_space(space)
+    supernet, data, loss = supernet or the.supernet_config(), data or the.data(), loss or the.loss()
+    schedule, run = search or BilevelConfig(), run or RunConfig()
+    if schedule.validate_from > schedule.epochs:
+        raise InputError(
+            f"search.validate_from is {schedule.validate_from}, after the last of {schedule.epochs} epochs: no "
+            "genotype would be chosen; give an epoch that comes"
+        )
+
+    found = images_for(data.root, "search", minimum=data.patch)
+    print_skipped(found.skipped)
+    for_weights, for_architecture, for_validation = split_for_search(found.images, run.seed)
+    steps = schedule.steps or math.ceil(len(for_weights) / data.batch)
+    total = steps * schedule.epochs
+
+    config = {
+        "space": space,
+        "supernet": asdict(supernet),
+        "data": asdict(data),
+        "loss": asdict(loss),
+        "search": asdict(schedule),
+    } | run_settings(run)
+    fabric = run.fabric()
+    net = the.supernet(supernet)
+    algorithm = Bilevel(fabric, net, loss, schedule)
+    folder = RunFolder(run, "search", config)
+    best: dict[str, Any] = {}
+    if folder.checkpoint:
+        folder.restore(algorithm.parts())
+        best = folder.checkpoint["best"]
+
+    first, warm = folder.step, schedule.warmup_epochs * steps
+
+    def batches(images: list[NamedImage], stream: str, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        patches = PatchStream(images, data, run.seed, stream)
+        return iter(loader(patches, max(first, start), total, data.batch, data.workers))
+
+    weight_batches = batches(for_weights, "weights", 0)
+    architecture_batches = batches(for_architecture, "architecture", warm)
+    pairs = validation_pairs(for_validation, data, run.seed)
+    note = ""
+
+    def do_step(step: int) -> tuple[dict[str, Any], str]:
+        nonlocal best, note
+        epoch = step // steps + 1
+        record: dict[str, Any] = {"epoch": epoch, "learning_rate": schedule.rate(epoch - 1)}
+        if step >= warm:
+            record["loss_architecture"] = algorithm.architecture_step(*next(architecture_batches))
+        record["loss_weights"] = algorithm.weight_step(*next(weight_batches), epoch - 1)
+        if (step + 1) % steps == 0:
+            genotype = net.genotype()
+            record |= {"genotype": asdict(genotype)} | _weights_now(net)
+            note = f"now {genotype}"
+            if epoch >= schedule.validate_from:
+                record |= validate(algorithm.model, fabric.device, pairs)
+                if not best or record["score"] > best["score"]:
+                    best = {name: record[name] for name in ("epoch", "score", "psnr", "ssim", "genotype")}
+                note = f"best, of epoch {best['epoch']}: {the.read_genotype(best['genotype'])}"
+        return record, note
+
+    try:
+        run_steps(
+            folder,
+            fabric,
+            f"search {space}",
+            total,
+            run.checkpoint_every,
+            do_step,
+            lambda: algorithm.parts() | {"best": best},
+            f"srnas-fast search {space} --out {run.out} --resume",
+        )
+        epochs = [record for record in folder.records() if "weights" in record]
+    finally:
+        folder.close()
+
+    genotype = the.read_genotype(best["genotype"])
+    genotype.save(folder.path / "genotype.json")
+    draw_architecture(genotype.graph(), [title for title, _ in genotype.graph()], folder.path / "architecture.png")
+    labels = {name: labels for name, (labels, _) in net.architecture_weights().items()}
+    draw_weights(
+        [record["step"] for record in epochs],
+        {name: (labels[name], np.array([record["weights"][name] for record in epochs])) for name in labels},
+        folder.path / "weights.png",
+    )
+    result = {
+        "space": space,
+        "genotype": str(genotype),
+        **{name: best[name] for name in ("epoch", "score", "psnr", "ssim")},
+        "entropy": epochs[-1]["entropy"],
+        "steps": total,
+        "skipped_images": len(found.skipped),
+    }
+    with replacing(folder.path / "result.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"{genotype}\nsearched: {folder.path}/genotype.json, architecture.png, weights.png")
+    return result
+
+
+def _weights_now(net: nn.Module) -> dict[str, Any]:
+    """The architecture weights after an epoch and the mean entropy of each group, for the log."""
+    with torch.no_grad():
+        groups = {name: rows.cpu().double().numpy() for name, (_, rows) in net.architecture_weights().items()}
+    return {
+        "weights": {name: rows.tolist() for name, rows in groups.items()},
+        "entropy": {name: float(normalised_entropy(rows).mean()) for name, rows in groups.items()},
+    }

@@ -1,0 +1,93 @@
+"""``restore``: a user's own images through a trained network."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from srnas_fast.data import FORMATS, find_images, read_with_alpha, write_image
+from srnas_fast.errors import InputError
+from srnas_fast.train.checkpoint import load_network
+from srnas_fast.train.tiles import restore_tiled
+
+
+def restore_pixels(network: nn.Module, pixels: np.ndarray, device: torch.device, tile: int = 512) -> np.ndarray:
+    """One image through the network: (H, W, C) on the [0, 255] scale in and out, channel by channel, float32."""
+    x = torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[:, None]
+    planes = [restore_tiled(network, plane[None].to(device), tile)[0].cpu() for plane in x]
+    return torch.cat(planes).permute(1, 2, 0).numpy() * 255
+
+
+def restore(
+    run: str,
+    images: Sequence[str | os.PathLike],
+    out: str = "restored",
+    tile: int = 512,
+    device: str = "auto",
+) -> list[str]:
+    """Restore images with a trained network and write them under the same names.
+
+    Gray and colour images of any size; colour channel by channel, since the network is a gray one; transparency is
+    kept. Images that cannot be read are named, skipped and counted.
+
+    Args:
+        run: folder of a training, or its checkpoint.pt.
+        images: image files, and folders of them.
+        out: folder for the results; must not be the one the images come from.
+        tile: height and width in pixels in which large images are cut, 0 for never; the result is the same.
+        device: auto, cpu or cuda.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: a checkpoint or an image folder that cannot be used; no image could be read; a result would
+            overwrite an image it was made from, or another result.
+        OSError: the folder cannot be written.
+    """
+    if not images:
+        raise InputError("no images to restore; give image files or folders of them")
+    trained, target = load_network(run), choose_device(device)
+    trained.network.to(target)
+    jobs: dict[Path, Path] = {}
+    for root in map(Path, images):
+        for path in find_images(root):
+            name = path.relative_to(root) if root.is_dir() else Path(path.name)
+            # What cannot be written in its own format without loss of what was restored becomes PNG.
+            result = Path(out) / (
+                name if FORMATS.get(path.suffix.lower()) in ("PNG", "TIFF") else name.with_suffix(".png")
+            )
+            if result.resolve() == path.resolve():
+                raise InputError(f"{result} would overwrite the image it is made from; choose another --out")
+            if result in jobs:
+                raise InputError(f"{path} and {jobs[result]} would both become {result}; restore them one by one")
+            jobs[result] = path
+    written, unreadable = [], 0
+    for result, path in jobs.items():
+        try:
+            pixels, alpha = read_with_alpha(path)
+        except InputError as error:
+            print(f"skipped {error}", file=sys.stderr)
+            unreadable += 1
+            continue
+        write_image(result, restore_pixels(trained.network, pixels, target, tile), alpha)
+        print(f"{path} -> {result}")
+        written.append(str(result))
+    if unreadable:
+        print(f"{unreadable} images skipped", file=sys.stderr)
+    if not written:
+        raise InputError(f"none of the {unreadable} images could be read")
+    return written
+
+
+def choose_device(device: str) -> torch.device:
+    """The device of that name; "auto" is the GPU if there is one."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device is {device!r}; give auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is cuda, but PyTorch sees no GPU here; `srnas-fast doctor` says why")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")

@@ -1,0 +1,189 @@
+"""``train``: from a genotype to a trained network."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from srnas_fast.data import PatchStream, images_for, loader, split_for_search
+from srnas_fast.errors import InputError
+from srnas_fast.files import replacing
+from srnas_fast.metrics import count_parameters
+from srnas_fast.report import draw_architecture, print_skipped
+from srnas_fast.search.loop import run_steps
+from srnas_fast.search.run import RunConfig, RunFolder, memory_format, run_settings
+from srnas_fast.search.validation import validate, validation_pairs
+from srnas_fast.train.checkpoint import read_genotype
+
+
+@dataclass
+class TrainConfig:
+    """The recipe of the retraining; the defaults are HiNAS's, made to start safely.
+
+    Args:
+        iterations: steps (paper: 600000).
+        optimizer: sgd, as in the paper, or adam, which gets further in few steps.
+        learning_rate: at its highest (paper: 0.05 for sgd; 2e-3 suits adam); biases take twice as much.
+        warmup: steps in which the rate rises to it; without, sgd diverges at the paper's rate (paper: none known).
+        power: the rate falls as (1 - step / iterations) to this power (paper: 0.9).
+        momentum: of sgd (paper: 0.9).
+        weight_decay: of either (paper: 4e-5).
+        clip: largest absolute value of an entry of a gradient (paper: 5).
+        validate_every: steps between two measurements on the held-out training images.
+    """
+
+    iterations: int = 600_000
+    optimizer: str = "sgd"
+    learning_rate: float = 0.05
+    warmup: int = 1000
+    power: float = 0.9
+    momentum: float = 0.9
+    weight_decay: float = 4e-5
+    clip: float = 5.0
+    validate_every: int = 1000
+
+    def __post_init__(self):
+        for name, least in (("iterations", 1), ("warmup", 0), ("validate_every", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"train.{name} is {getattr(self, name)}; give a whole number from {least} up")
+        for name in ("learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"train.{name} is {getattr(self, name)}; give a number above 0")
+        if self.optimizer not in ("sgd", "adam"):
+            raise InputError(f"train.optimizer is {self.optimizer!r}; give sgd or adam")
+
+    def rate(self, step: int) -> float:
+        """The learning rate at a step (from 0).
+
+        >>> [round(TrainConfig(iterations=10, warmup=2).rate(step), 4) for step in (0, 1, 5, 9)]
+        [0.025, 0.0455, 0.0268, 0.0063]
+        """
+        rise = min(1, (step + 1) / self.warmup) if self.warmup else 1
+        return self.learning_rate * rise * (1 - step / self.iterations) ** self.power
+
+    def optimizer_for(self, net: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of a network, whose biases learn at twice the rate."""
+        groups = [{"params": [], "rate_factor": 1}, {"params": [], "rate_factor": 2}]
+        for name, parameter in net.named_parameters():
+            groups[name.endswith("bias")]["params"].append(parameter)
+        common = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
+        if self.optimizer == "adam":
+            return torch.optim.Adam(groups, **common)
+        return torch.optim.SGD(groups, momentum=self.momentum, **common)
+
+
+def train(
+    genotype: str | os.PathLike,
+    network: Any = None,
+    data: Any = None,
+    loss: Any = None,
+    train: TrainConfig | None = None,
+    run: RunConfig | None = None,
+) -> dict[str, Any]:
+    """Train the network of a genotype from scratch and leave it in the run's folder.
+
+    Args:
+        genotype: a ``genotype.json`` or the folder of a search.
+        network: size of the network, of the space's own type (default: the paper's).
+        data: images and patches, of the space's own type (default: the embedded photographs).
+        loss: of the space's own type (default: the paper's for retraining).
+        train: the recipe (default: the paper's).
+        run: folder, seed, device.
+
+    Returns:
+        What ``result.json`` holds: parameters, PSNR (dB) and SSIM on the held-out training images.
+
+    Raises:
+        InputError: a genotype, settings, images or a checkpoint that cannot be used.
+        OSError: the run's folder cannot be written.
+        KeyboardInterrupt: stopped by the user, after a checkpoint was written.
+    """
+    the, found_genotype = read_genotype(genotype)
+    network, data, loss = network or the.network_config(), data or the.data(), loss or the.loss()
+    recipe, run = train or TrainConfig(), run or RunConfig()
+
+    found = images_for(data.root, "train", minimum=data.patch)
+    print_skipped(found.skipped)
+    *for_weights, for_validation = split_for_search(found.images, run.seed)
+    pairs = validation_pairs(for_validation, data, run.seed)
+
+    config = {
+        "space": the.name,
+        "genotype": asdict(found_genotype),
+        "network": asdict(network),
+        "data": asdict(data),
+        "loss": asdict(loss),
+        "train": asdict(recipe),
+    } | run_settings(run)
+    fabric = run.fabric()
+    net = the.network(found_genotype, network).to(memory_format=memory_format(fabric.device))
+    model, optimizer = fabric.setup(net, recipe.optimizer_for(net))
+    folder = RunFolder(run, "train", config)
+    parts = {"network": net, "optimizer": optimizer.optimizer}
+    if folder.checkpoint:
+        folder.restore(parts)
+    found_genotype.save(folder.path / "genotype.json")
+
+    patches = PatchStream(sum(for_weights, []), data, run.seed, "train")
+    batches: Iterator = iter(loader(patches, folder.step, recipe.iterations, data.batch, data.workers))
+    last: dict[str, float] = {}
+    note = ""
+
+    def do_step(step: int) -> tuple[dict[str, Any], str]:
+        nonlocal last, note
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate(step) * group["rate_factor"]
+        noisy, clean = (
+            fabric.to_device(part).contiguous(memory_format=memory_format(fabric.device)) for part in next(batches)
+        )
+        optimizer.zero_grad()
+        value = loss(model(noisy), clean)
+        fabric.backward(value)
+        fabric.clip_gradients(model, optimizer, clip_val=recipe.clip)
+        optimizer.step()
+        epoch = step * data.batch // len(patches.images) + 1
+        record = {"epoch": epoch, "learning_rate": recipe.rate(step), "loss": value.item()}
+        if (step + 1) % recipe.validate_every == 0 or step + 1 == recipe.iterations:
+            last = validate(model, fabric.device, pairs)
+            record |= last
+            note = f"validation: {last['psnr']:.2f} dB, SSIM {last['ssim']:.4f}"
+        return record, note
+
+    try:
+        run_steps(
+            folder,
+            fabric,
+            f"train {the.name}",
+            recipe.iterations,
+            run.checkpoint_every,
+            do_step,
+            lambda: parts | {"validation": last},
+            f"srnas-fast train {Path(run.out)} --out {run.out} --resume",
+        )
+    finally:
+        folder.close()
+
+    draw_architecture(
+        found_genotype.graph(),
+        [title for title, _ in found_genotype.graph()],
+        folder.path / "architecture.png",
+    )
+    last = last or folder.checkpoint["validation"]  # a run that was finished before
+    result = {
+        "space": the.name,
+        "genotype": str(found_genotype),
+        "parameters": count_parameters(net),
+        "psnr": last["psnr"],
+        "ssim": last["ssim"],
+        "steps": recipe.iterations,
+        "skipped_images": len(found.skipped),
+    }
+    with replacing(folder.path / "result.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"trained: {folder.path}/checkpoint.pt, {result['parameters']:,} parameters, {note or 'finished before'}")
+    return result
