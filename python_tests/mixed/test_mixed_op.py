@@ -177,6 +177,50 @@ def test_state_that_the_forward_reads_is_replayed():
     assert op.ops[0].gain == 2
 
 
+def test_modes_of_the_forward_pass_are_repeated():
+    found = []
+    for op in twins(lambda: candidates(dropout=0.5)):
+        x = torch.linspace(-1, 1, 2 * 3 * 6 * 6, dtype=torch.float64).view(2, 3, 6, 6).requires_grad_()
+        weights = torch.full((5,), 0.2, dtype=torch.float64)
+        torch.manual_seed(3)
+        trained = op(x, weights)
+        evaluated = op.eval()(x, weights)
+        if isinstance(op, MixedOp):  # plain batch norm would go on with the moved statistics, and be wrong
+            op.train()(x, weights)
+            op.eval()
+        found.append(torch.autograd.grad((trained + 2 * evaluated).square().sum(), [x, *op.parameters()]))
+        assert not any(m.training for m in op.modules())
+    assert_same(found[1], found[0])
+
+
+def test_buffer_that_two_modules_share():
+    class Gain(nn.Module):
+        def __init__(self, gain):
+            super().__init__()
+            self.register_buffer("gain", gain)
+
+        def forward(self, x):
+            self.gain.add_(1)
+            return x * self.gain.clone()
+
+    def shared():
+        gain = torch.ones((), dtype=torch.float64)
+        return [nn.Sequential(Gain(gain), Gain(gain)), Gain(gain)]
+
+    plain, ours = PlainMixedOp(shared()), MixedOp(shared())
+    x, logits = torch.randn(3, dtype=torch.float64), torch.randn(2, dtype=torch.float64)
+    assert_same(gradients(ours, x, logits)[1], gradients(plain, x, logits)[1])
+    assert ours.ops[1].gain == plain.ops[1].gain == 4
+
+
+def test_inference_mode():
+    op = MixedOp(candidates())
+    x, weights = torch.randn(2, 3, 4, 4), torch.full((5,), 0.2)
+    expected = op.eval()(x, weights).detach()
+    with torch.inference_mode():
+        torch.testing.assert_close(op(x.clone(), weights), expected)
+
+
 def test_dropout_repeats_and_leaves_the_generator_alone():
     plain, ours = twins(lambda: candidates(dropout=0.5))
     x, logits = torch.randn(2, 3, 6, 6, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
@@ -338,6 +382,8 @@ def test_state_dict_is_the_plain_one():
     "make, message",
     [
         (lambda: MixedOp([]), "at least one"),
+        (lambda: MixedOp([torch.jit.script(nn.ReLU())]), "TorchScript"),
+        (lambda: MixedOp([nn.LazyLinear(2)])(torch.ones(1, 2), torch.ones(1)), "lazy"),
         (lambda: MixedOp([nn.Identity()])(torch.ones(2), torch.ones(2)), r"shape \(1,\)"),
         (lambda: MixedOp([nn.Identity()])(torch.ones(2), [1.0]), r"shape \(1,\)"),
         (lambda: MixedOp([nn.Identity()])(torch.ones(2), torch.tensor([float("nan")])), "NaN"),

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from srnas_fast.errors import InputError
 from srnas_fast.mixed.opaque import OpaqueSum
@@ -13,8 +15,11 @@ class MixedOp(nn.Module):
 
     Candidates run one at a time in both directions; the backward pass runs them again instead of having
     kept what they computed. Gradients for ``x``, ``weights`` and all parameters are those of plain autograd,
-    and one that nobody asked for is not computed. Batch statistics move once, random numbers repeat, autocast
-    is entered again.
+    and one that nobody asked for is not computed. Batch statistics move once, numbers drawn from torch's default
+    generators repeat, autocast and the modes of the forward pass are entered again.
+
+    What the recomputation cannot know of, it cannot repeat: a candidate must learn nothing but its own registered
+    parameters and draw from no other generator (Python's, numpy's).
 
     Args:
         ops: the candidate operations, at least one: any modules that map a tensor to a tensor and whose
@@ -29,9 +34,10 @@ class MixedOp(nn.Module):
             statistics and random numbers of dead candidates stay untouched. Default: all are alive.
 
     Raises:
-        InputError: no candidates; ``weights`` or ``support`` of the wrong shape; no candidate alive; NaN
-            weights (looked for on the CPU only, since a look at a GPU's memory would stall it); candidates
-            that disagree on the shape of the result, return no tensor or change ``x`` in place.
+        InputError: no candidates, or TorchScript among them; parameters still to be initialised; ``weights`` or
+            ``support`` of the wrong shape; no candidate alive; NaN weights (looked for on the CPU only, since a
+            look at a GPU's memory would stall it); candidates that disagree on the shape of the result, return no
+            tensor or change ``x`` in place.
         RuntimeError: a second-order backward (``create_graph=True``): use :class:`PlainMixedOp` for that.
 
     Source: the mixed operation is DARTS (arXiv 1806.09055), equation 2.
@@ -52,6 +58,8 @@ class MixedOp(nn.Module):
         self.ops = nn.ModuleList(ops)
         if not self.ops:
             raise InputError("MixedOp got no candidate operations; give a list of at least one nn.Module")
+        if any(isinstance(module, torch.jit.ScriptModule) for module in self.ops.modules()):
+            raise InputError("MixedOp cannot recompute TorchScript candidates; give the modules they were made from")
 
     def forward(self, x: Tensor, weights: Tensor, support: Tensor | Sequence[bool] | None = None) -> Tensor:
         count = len(self.ops)
@@ -72,6 +80,8 @@ class MixedOp(nn.Module):
             named = dict(op.named_parameters(remove_duplicate=False))
             names.append({name: id(p) for name, p in named.items()})
             parameters |= {id(p): p for p in named.values()}
+        if any(map(is_lazy, parameters.values())):
+            raise InputError("MixedOp candidates hold lazy parameters; run each candidate on an input once before")
         place = {key: i for i, key in enumerate(parameters)}
         places = [{name: place[key] for name, key in row.items()} for row in names]
         return OpaqueSum.apply(self.ops, _live(support, count), places, x, weights, *parameters.values())

@@ -20,18 +20,18 @@ class OpaqueSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, ops, live, places, x, weights, *parameters):
         ctx.ops, ctx.live, ctx.places = ops, live, places
-        ctx.autocast, ctx.buffers, ctx.random = _autocast_of(x), {}, {}
+        ctx.autocast, ctx.modes, ctx.buffers, ctx.random = _autocast_of(x), {}, {}, {}
         y = None
         with torch.autocast(**ctx.autocast):
             for k in live:
-                random, buffers, version = _random_state(x), _buffers_that_matter(ops[k]), x._version
+                ctx.modes[k], ctx.buffers[k] = _modes(ops[k]), _buffers_read(ops[k])
+                random, version = _random_state(x), _version(x)
                 z = ops[k](x)
-                _check_result(ops[k], k, z, y, changed_x=x._version != version)
+                _check_result(ops[k], k, z, y, changed_x=_version(x) != version)
                 if not all(map(torch.equal, random, _random_state(x))):
                     ctx.random[k] = random
-                if any(not torch.equal(ops[k].get_buffer(name), old) for name, old in buffers.items()):
-                    ctx.buffers[k] = buffers
                 y = _plus_weighted(y, weights[k], z, like=x)
+                del z  # before the next candidate makes its own
         ctx.save_for_backward(x, weights, *parameters)
         return y
 
@@ -60,11 +60,12 @@ class OpaqueSum(torch.autograd.Function):
             # Aliases, so that hooks on the user's tensors run once, in the user's own backward pass.
             alias = x.detach().requires_grad_(x_wanted)
             used = {i: parameters[i].detach().requires_grad_(i in wanted) for i in place.values()}
-            state = {name: used[i] for name, i in place.items()} | _spare_buffers(ctx.ops[k], ctx.buffers.get(k))
+            state = {name: used[i] for name, i in place.items()} | _spare_buffers(ctx.ops[k], ctx.buffers[k])
             with (
                 torch.set_grad_enabled(bool(x_wanted or wanted)),
                 torch.autocast(**ctx.autocast),
                 _random_state_set(x, ctx.random.get(k)),
+                _modes_set(ctx.ops[k], ctx.modes[k]),
             ):
                 z = functional_call(ctx.ops[k], state, (alias,))
             if weights_wanted:
@@ -115,21 +116,46 @@ def _random_state_set(x: Tensor, state: list[Tensor] | None) -> Iterator[None]:
         yield
 
 
-def _buffers_that_matter(op: nn.Module) -> dict[str, Tensor]:
-    """Copies of the buffers that a training step may change *and* read; those of batch norm it only changes."""
-    if not op.training:
-        return {}
-    return {
-        f"{path}.{name}" if path else name: buffer.clone()
-        for path, module in op.named_modules()
-        if not isinstance(module, _NormBase)
-        for name, buffer in module.named_buffers(recurse=False)
+def _modes(op: nn.Module) -> list[bool]:
+    """Which of its modules are in training mode."""
+    return [module.training for module in op.modules()]
+
+
+@contextmanager
+def _modes_set(op: nn.Module, modes: list[bool]) -> Iterator[None]:
+    """The modes of the forward pass again, whatever ``train()`` and ``eval()`` were called in between."""
+    now = _modes(op)
+    for module, mode in zip(op.modules(), modes, strict=True):
+        module.training = mode
+    try:
+        yield
+    finally:
+        for module, mode in zip(op.modules(), now, strict=True):
+            module.training = mode
+
+
+def _buffers_read(op: nn.Module) -> dict[str, Tensor]:
+    """Copies of the buffers that the forward pass reads, which something may change before the backward pass.
+
+    A norm layer in training mode only writes its running statistics.
+    """
+    written = {
+        id(buffer)
+        for module in op.modules()
+        if isinstance(module, _NormBase) and module.training
+        for buffer in module.buffers(recurse=False)
     }
+    return {name: buffer.clone() for name, buffer in op.named_buffers() if id(buffer) not in written}
 
 
-def _spare_buffers(op: nn.Module, before: dict[str, Tensor] | None) -> dict[str, Tensor]:
+def _spare_buffers(op: nn.Module, before: dict[str, Tensor]) -> dict[str, Tensor]:
     """Buffers for the recomputation to read and to spoil, so that running statistics move once per step."""
-    return {name: buffer.clone() for name, buffer in (dict(op.named_buffers()) | (before or {})).items()}
+    return {name: buffer.clone() for name, buffer in (dict(op.named_buffers()) | before).items()}
+
+
+def _version(x: Tensor) -> int | None:
+    """Counts the in-place changes of x; inference tensors have no such count."""
+    return None if x.is_inference() else x._version
 
 
 def _check_result(op: nn.Module, k: int, z: object, y: Tensor | None, changed_x: bool) -> None:
