@@ -125,14 +125,15 @@ def _machine() -> Rows:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return [
         ("system", platform.platform()),
-        ("processor", _processor()),
+        ("processor", processor()),
         ("cores", f"{os.cpu_count()}, of which this process may use {usable}"),
         ("torch threads", f"{torch.get_num_threads()} ({torch.backends.cpu.get_cpu_capability()})"),
         ("memory", _memory()),
     ]
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the processor, as the system tells it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             models = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]

@@ -25,16 +25,13 @@ LABEL_HEIGHT, LABEL_CHARACTER = 0.19, 0.077
 PLAIN = "#b4b4b4"  # edges without an operation
 
 
-def draw_architecture(
-    cells: Sequence[tuple[str, Sequence[Edge]]], path: Sequence[str], file: str | os.PathLike, title: str = ""
-) -> None:
+def draw_architecture(cells: Sequence[tuple[str, Sequence[Edge]]], file: str | os.PathLike, title: str = "") -> None:
     """A PNG of a derived architecture: the cells side by side, each a graph that runs downwards.
 
     Args:
         cells: (title, edges) per cell, left to right; an edge is (source, target, label), e.g. ("prev", "node
             1", "sep_c_3x3"). Edges of one label have one colour in all cells; an empty label is a thin gray
             edge.
-        path: a title per layer, e.g. its width, shown as a row of boxes above the cells; may be empty.
         file: the picture to write; replaced whole.
         title: the line on top.
 
@@ -45,7 +42,7 @@ def draw_architecture(
     >>> import tempfile, pathlib
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "architecture.png"
     >>> edges = [("prev", "node 1", "conv"), ("prev", "node 2", "skip"), ("node 1", "node 2", "conv")]
-    >>> draw_architecture([("cell", edges)], ["width x1", "width x1.5"], file)
+    >>> draw_architecture([("cell", edges)], file)
     >>> file.stat().st_size > 5_000
     True
     """
@@ -55,11 +52,11 @@ def draw_architecture(
     labels = sorted({label for _, edges in cells for _, _, label in edges if label})
     colours = {label: COLOURS[position % len(COLOURS)] for position, label in enumerate(labels)}
 
-    width = max(CELL_WIDTH * len(cells), 1.7 * len(path) + 0.4, 5)
+    width = max(CELL_WIDTH * len(cells), 5)
     graph = (max(map(len, orders)) - 1) * ROW + 2 * NODE_HEIGHT
     legend_columns = max(1, int((width - 0.4) // 1.9))
     legend = 0.3 * -(-len(labels) // legend_columns)
-    heads = (0.45 if title else 0.0, 0.6 if path else 0.0, 0.35)  # title, path, titles of the cells
+    heads = (0.45 if title else 0.0, 0.35)  # title, titles of the cells
     height = sum(heads) + graph + legend + 0.3
 
     figure = Figure(figsize=(width, height), facecolor="white")
@@ -68,8 +65,6 @@ def draw_architecture(
     axes.axis("off")
     if title:
         axes.text(width / 2, -0.3, title, ha="center", va="center", fontsize=14, weight="bold")
-    if path:
-        _draw_path(axes, path, width, -heads[0] - 0.32)
     for position, ((name, edges), order) in enumerate(zip(cells, orders, strict=True)):
         centre = width * (position + 0.5) / len(cells)
         top = -sum(heads)
@@ -264,23 +259,3 @@ def _draw_cell(
             )
         )
         axes.text(*(origin + (left, height)), node, ha="center", va="center", fontsize=9, zorder=5)
-
-
-def _draw_path(axes: Axes, path: Sequence[str], width: float, y: float) -> None:
-    """The layers as a row of boxes joined by arrows."""
-    step = width / len(path)
-    half = min(0.7 * step, 0.09 * max(map(len, path)) + 0.3) / 2
-    for position, text in enumerate(path):
-        x = step * (position + 0.5)
-        style = "round,pad=0,rounding_size=0.12"
-        axes.add_patch(
-            FancyBboxPatch((x - half, y - 0.16), 2 * half, 0.32, style, facecolor="#eef6ee", edgecolor="#4d7a4d")
-        )
-        axes.text(x, y, text, ha="center", va="center", fontsize=10)
-        if position:
-            axes.annotate(
-                "",
-                (x - half - 0.05, y),
-                (x - step + half + 0.05, y),
-                arrowprops={"arrowstyle": "-|>", "color": "#4d7a4d", "linewidth": 1.3},
-            )

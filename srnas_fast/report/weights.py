@@ -94,7 +94,8 @@ def _finish(axis: Axes, title: str, quantity: str, labels: int) -> None:
     axis.set_title(title, fontsize=10, loc="left")
     axis.set_xlabel("step", fontsize=9)
     axis.set_ylabel(quantity, fontsize=9)
-    axis.set_ylim(-0.03, 1.03)
+    # Not from 0 to 1: in a short search all that happens, happens close to 1 / K.
+    axis.ticklabel_format(axis="y", useOffset=False)
     axis.tick_params(labelsize=8)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.25, linewidth=0.6)
