@@ -1,6 +1,7 @@
 """The commands: each reads its arguments and calls the function of the same name."""
 
 import argparse
+import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -33,8 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `srnas-fast evaluate ... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (InputError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {_in_one_line(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -83,22 +87,25 @@ def demo(out: str = "runs/demo", preset: str = "demo") -> list[dict[str, Any]]:
     return rows
 
 
-def random_genotype(space: str, out: str, seed: int = 0, supernet: Any = None) -> str:
+def random_genotype(space: str, out: str, seed: int = 0, preset: str = "paper") -> str:
     """Draw a genotype at random: the peer that a search has to beat.
 
     Args:
         space: name of the search space.
         out: file to write, such as random.json.
         seed: of the draw.
-        supernet: the size, of the space's own type (default: the paper's).
+        preset: the preset of the search, which gives the layers and nodes.
 
     Returns:
         The genotype as text.
+
+    Raises:
+        InputError: the space or the preset is unknown.
     """
     from srnas_fast.spaces import find_space
 
     the = find_space(space)
-    genotype = the.random_genotype(supernet or the.supernet_config(), seed)
+    genotype = the.random_genotype(the.supernet_config(**the.search_preset(preset)["supernet"]), seed)
     genotype.save(out)
     print(f"{genotype}\nwritten: {out}")
     return str(genotype)
@@ -117,6 +124,17 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> typing.NoReturn:
         raise InputError(f"{message}; see `{self.prog} --help`")
+
+
+def _in_one_line(error: Exception) -> str:
+    """What went wrong, in one line.
+
+    >>> _in_one_line(FileExistsError(17, "File exists", "runs/a"))
+    'runs/a: File exists'
+    """
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
 
 
 def _overview() -> str:
@@ -212,6 +230,7 @@ def _run_random(argv: list[str]) -> None:
     parser.add_argument("space", metavar="SPACE", help=", ".join(SPACES))
     parser.add_argument("--out", metavar="FILE", required=True, help="the genotype's file")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
+    parser.add_argument("--preset", default="paper", help="of the search it is a peer for (default: paper)")
     random_genotype(**vars(parser.parse_args(argv)))
 
 
@@ -266,13 +285,14 @@ def _settings(
     """Dataclasses from defaults, preset, the run's own config, ``--config`` and options, each over the ones before."""
     import jsonargparse
 
-    from srnas_fast.search import RunConfig
+    from srnas_fast.search.run import RunConfig, flat
+    from srnas_fast.spaces.space import chosen_preset
 
     class Parser(jsonargparse.ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
-            raise InputError(f"{message.splitlines()[0]}; see `{self.prog} --help`") from None
+            raise InputError(f"{' '.join(message.split())}; see `{self.prog} --help`") from None
 
-    parser = Parser(prog=f"srnas-fast {command}")
+    parser = Parser(prog=f"srnas-fast {command}", allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of settings, such as a run's config.yaml")
     parser.add_argument(
         "--preset",
@@ -284,25 +304,44 @@ def _settings(
     for name, group in groups.items():
         parser.add_class_arguments(group, name)
 
-    early = _early(argv)
-    if early.preset not in presets:
-        raise InputError(f"unknown preset {early.preset!r}; known: {', '.join(presets)}")
-    parser.set_defaults(presets[early.preset])
+    early, argv = _early(argv, parser.prog)
+    parser.set_defaults(flat(chosen_preset(presets, early.preset)))
     if early.resume:
-        parser.set_defaults(_flat(_read_yaml(Path(early.out or RunConfig.out) / "config.yaml")))
-    values = parser.parse_args(_bracketed(argv, groups)).as_dict()
-    made = {name: group(**values.pop(name)) for name, group in groups.items()}
-    values.pop("config"), values.pop("preset")
-    return made | {"run": RunConfig(**values)}
+        path = Path(early.out or RunConfig.out) / "config.yaml"
+        try:
+            parser.set_defaults(flat(_read_yaml(path)))
+        except KeyError as error:
+            raise InputError(f"{path} is not of a `{parser.prog}` run: {error.args[0]}") from None
+    try:
+        values = parser.parse_args(_bracketed(argv, groups)).as_dict()
+    except UnicodeDecodeError:
+        raise InputError("the --config file is not text; give a YAML file of settings") from None
+    for name in groups:
+        if not isinstance(values[name], dict):
+            raise InputError(f"{name} is {values[name]!r}; give its fields, as in a run's config.yaml")
+    if values.pop("preset") != "paper" or values.pop("resume"):
+        raise InputError("a --config file holds settings only; give --preset and --resume on the command line")
+    values.pop("config")
+    return {name: group(**values.pop(name)) for name, group in groups.items()} | {
+        "run": RunConfig(resume=early.resume, **values)
+    }
 
 
-def _early(argv: list[str]) -> argparse.Namespace:
-    """What decides over the defaults, read before the rest."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
+def _early(argv: list[str], prog: str) -> tuple[argparse.Namespace, list[str]]:
+    """What decides over the defaults; and the other arguments, which stand over config files wherever they are written.
+
+    >>> early, rest = _early(["--seed", "1", "--preset", "demo", "--config", "a.yaml"], "srnas-fast")
+    >>> early.preset, early.resume, rest
+    ('demo', False, ['--config=a.yaml', '--seed', '1'])
+    """
+    parser = _Parser(prog=prog, add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", action="append", default=[])
     parser.add_argument("--preset", default="paper")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--out")
-    return parser.parse_known_args(argv)[0]
+    early, rest = parser.parse_known_args(argv)
+    out = [] if early.out is None else [f"--out={early.out}"]
+    return early, [f"--config={path}" for path in early.config] + out + rest
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -319,18 +358,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise InputError(f"{path} is not the config.yaml of a run; start again in another --out")
     return settings
-
-
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Nested settings as option names.
-
-    >>> _flat({"seed": 1, "data": {"patch": 32}})
-    {'seed': 1, 'data.patch': 32}
-    """
-    flat = {}
-    for name, value in settings.items():
-        flat |= {f"{name}.{k}": v for k, v in _flat(value).items()} if isinstance(value, dict) else {name: value}
-    return flat
 
 
 def _bracketed(argv: list[str], groups: dict[str, type]) -> list[str]:
@@ -355,6 +382,6 @@ def _bracketed(argv: list[str], groups: dict[str, type]) -> list[str]:
             values = [value] if equals else []
             while not equals and rest and not rest[0].startswith("--"):
                 values.append(rest.pop(0))
-            option = f"{name}=[{','.join(values).strip('[]')}]"
+            option = f"{name}=[{','.join(' '.join(values).strip('[]').replace(',', ' ').split())}]"
         result.append(option)
     return result

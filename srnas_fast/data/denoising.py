@@ -1,6 +1,7 @@
 """Noisy and clean patches to learn from, and noisy whole images to measure on."""
 
 import math
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -49,6 +50,8 @@ class DenoisingData:
             value = getattr(self, name)
             if value < least:
                 raise InputError(f"data.{name} is {value}; give a whole number from {least} up")
+        if 0 < self.validation_crop < 11:
+            raise InputError(f"data.validation_crop is {self.validation_crop}; SSIM needs 11 pixels, or 0 for no crop")
         if not self.sigma:
             raise InputError("data.sigma is empty; give one or more standard deviations, such as [30, 50, 70]")
         for sigma in self.sigma:
@@ -123,7 +126,7 @@ def loader(stream: PatchStream, first_step: int, last_step: int, batch: int, wor
         num_workers=workers,
         # Forked workers share the decoded images; other start methods would send each a copy.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-        worker_init_fn=_leave_interrupts_to_the_parent,
+        worker_init_fn=_leave_stopping_to_the_parent,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else each loader would draw from, and so move, the global generator
     )
@@ -177,6 +180,8 @@ def _rescaled_crop(pixels: np.ndarray, patch: int, random: np.random.Generator) 
     return np.stack(channels, axis=2).clip(0, 255)  # bicubic overshoots at edges
 
 
-def _leave_interrupts_to_the_parent(_worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal: the parent alone saves and then ends its workers."""
+def _leave_stopping_to_the_parent(_worker: int) -> None:
+    """Ctrl-C, or a job's SIGTERM, reach every process of the group: the parent saves and then ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgrp"):  # not on Windows
+        os.setpgrp()

@@ -21,8 +21,8 @@ class DenoisingLoss:
         log_ssim: weight of the negative decimal logarithm of the mean SSIM, a number from 0 up (no unit).
 
     Raises:
-        InputError: a weight is negative or not finite; when called, shapes differ or, with ``log_ssim`` above
-            0, images are under 11 pixels a side.
+        InputError: a weight is negative or not finite, or both are 0; when called, shapes differ or, with ``log_ssim``
+            above 0, images are under 11 pixels a side.
 
     >>> import torch
     >>> clean = torch.full((1, 1, 16, 16), 0.5)
@@ -39,6 +39,8 @@ class DenoisingLoss:
             weight = getattr(self, name)
             if not (math.isfinite(weight) and weight >= 0):
                 raise InputError(f"loss weight {name} is {weight}; give a finite number from 0 up")
+        if not (self.mse or self.log_ssim):
+            raise InputError("both loss weights are 0: nothing would be learnt; give mse or log_ssim a number above 0")
 
     def __call__(self, restored: Tensor, clean: Tensor) -> Tensor:
         """The loss of (N, C, H, W) tensors, a scalar tensor."""

@@ -27,7 +27,8 @@ class BilevelConfig:
         momentum: of the weights (paper: 0.9).
         weight_decay: of the weights (paper: 3e-4).
         architecture_learning_rate: Adam's (paper: 1e-3).
-        architecture_weight_decay: Adam's (paper: 1e-3).
+        architecture_weight_decay: Adam's (paper: 1e-3). In short searches it outweighs the gradient, and all logits
+            fall together; 0 leaves the decision to the images.
         validate_from: epoch (from 1) from which on the supernet is validated and the best genotype kept (paper: 61).
     """
 
@@ -51,6 +52,9 @@ class BilevelConfig:
         for name in ("learning_rate", "architecture_learning_rate"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise InputError(f"search.{name} is {getattr(self, name)}; give a number above 0")
+        for name in ("final_learning_rate", "momentum", "weight_decay", "architecture_weight_decay"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise InputError(f"search.{name} is {getattr(self, name)}; give a number from 0 up")
         if self.warmup_epochs >= self.epochs:
             raise InputError(
                 f"search.warmup_epochs is {self.warmup_epochs} of {self.epochs} epochs: the architecture would never "

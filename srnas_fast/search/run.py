@@ -1,8 +1,12 @@
 """The folder of a search or a training: what was asked, what happened, and where it can go on."""
 
+import io
 import json
 import os
 import pickle
+import socket
+import time
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +14,18 @@ from typing import Any
 import torch
 import yaml
 from lightning_fabric import Fabric
-from torch import nn
-from torch.utils.tensorboard import SummaryWriter
+from lightning_fabric.plugins import TorchCheckpointIO
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from srnas_fast.errors import InputError
 from srnas_fast.files import replacing
 
 FORMAT = "srnas_fast run 1"
+HEADING = "# srnas_fast"  # of config.yaml
+# The settings that a resumed run may change: they say where it computes, not what.
+FREE = ("out", "device", "threads", "checkpoint_every", "data.root", "data.workers")
 
 
 @dataclass
@@ -48,6 +57,8 @@ class RunConfig:
             raise InputError("device is cuda, but PyTorch sees no GPU here; `srnas-fast doctor` says why")
         if self.precision not in ("32-true", "bf16-mixed", "16-mixed"):
             raise InputError(f"precision is {self.precision!r}; give 32-true, bf16-mixed or 16-mixed")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed is {self.seed}; give a whole number from 0 to {2**32 - 1}")
         for name, least in (("threads", 0), ("checkpoint_every", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; give a whole number from {least} up")
@@ -56,7 +67,7 @@ class RunConfig:
         """Lightning Fabric on that device, with the random state of the seed."""
         if self.threads:
             torch.set_num_threads(self.threads)
-        fabric = Fabric(accelerator=self.device, devices=1, precision=self.precision)
+        fabric = Fabric(accelerator=self.device, devices=1, precision=self.precision, plugins=[_WholeFile()])
         fabric.seed_everything(self.seed, verbose=False)
         return fabric
 
@@ -64,6 +75,19 @@ class RunConfig:
 def run_settings(run: RunConfig) -> dict[str, Any]:
     """What of it belongs into ``config.yaml``: everything but whether this process resumes."""
     return {name: value for name, value in asdict(run).items() if name != "resume"}
+
+
+def flat(settings: dict[str, Any], joint: str = ".") -> dict[str, Any]:
+    """Nested settings as option names.
+
+    >>> flat({"seed": 1, "data": {"patch": 32}})
+    {'seed': 1, 'data.patch': 32}
+    """
+    result = {}
+    for name, value in settings.items():
+        nested = flat(value, joint) if isinstance(value, dict) else None
+        result |= {name: value} if nested is None else {f"{name}{joint}{key}": v for key, v in nested.items()}
+    return result
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
@@ -93,17 +117,35 @@ class RunFolder:
             self.checkpoint = read_checkpoint(self.path, kind)
         elif (self.path / "checkpoint.pt").exists():
             raise InputError(f"{self.path} holds a run already; go on with it by --resume, or choose another --out")
+        elif any((self.path / name).exists() for name in ("config.yaml", "log.jsonl")) and not self._is_ours():
+            raise InputError(f"{self.path} holds a config.yaml or log.jsonl of something else; choose another --out")
+        else:
+            self._open()
+
+    def _is_ours(self) -> bool:
+        """Whether the folder's settings are those of a run, which ended before its first checkpoint."""
+        try:
+            return (self.path / "config.yaml").read_text(encoding="utf-8").startswith(HEADING)
+        except (OSError, UnicodeDecodeError):
+            return False
+
+    def _open(self) -> None:
+        """From here on the folder is written to."""
+        log_bytes = self.checkpoint["log_bytes"] if self.checkpoint else 0
+        log = self.path / "log.jsonl"
+        if log_bytes and (not log.exists() or log.stat().st_size < log_bytes):
+            raise InputError(f"{log} has lost what was logged before the checkpoint; start anew in another --out")
         self.path.mkdir(parents=True, exist_ok=True)
+        for half in self.path.glob(".checkpoint-*.pt"):  # the process was killed while it wrote
+            half.unlink()
         with replacing(self.path / "config.yaml") as temporary:
-            settings = {name: value for name, value in config.items() if name not in ("space", "genotype")}
-            heading = (
-                f"# {kind} {config['space']}; to use it again: srnas-fast {kind} ... --config {self.path}/config.yaml"
-            )
+            settings = {name: value for name, value in self.config.items() if name not in ("space", "genotype")}
+            again = f"srnas-fast {self.kind} ... --config {self.path}/config.yaml"
+            heading = f"{HEADING} {self.kind} {self.config['space']}; to use it again: {again}"
             temporary.write_text(heading + "\n" + yaml.safe_dump(settings, sort_keys=False))
-        self._log = open(self.path / "log.jsonl", "ab")  # noqa: SIM115 open as long as the run
-        # What was logged after the checkpoint will be done, and logged, again.
-        self._log.truncate(self.checkpoint["log_bytes"] if self.checkpoint else 0)
-        self._events = SummaryWriter(str(self.path), purge_step=self.step + 1)
+        self._log = open(log, "ab")  # noqa: SIM115 open as long as the run
+        self._log.truncate(log_bytes)  # what was logged after the checkpoint will be done, and logged, again
+        self._events = _Events(self.path, self.step + 1)
 
     @property
     def step(self) -> int:
@@ -114,9 +156,8 @@ class RunFolder:
         """Append a record to the log and its numbers to TensorBoard."""
         self._log.write(json.dumps(record).encode() + b"\n")
         self._log.flush()
-        for name, value in record.items():
-            if isinstance(value, float):
-                self._events.add_scalar(name, value, record["step"])
+        numbers = flat({name: value for name, value in record.items() if name not in ("weights", "genotype")}, "/")
+        self._events.add(record["step"], {name: value for name, value in numbers.items() if isinstance(value, float)})
 
     def records(self) -> list[dict[str, Any]]:
         """Everything logged so far."""
@@ -127,32 +168,74 @@ class RunFolder:
         header = {"format": FORMAT, "kind": self.kind, "config": self.config, "log_bytes": self._log.tell()}
         random = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
-            random["cuda"] = torch.cuda.get_rng_state_all()
-        with replacing(self.path / "checkpoint.pt") as temporary:
-            fabric.save(temporary, header | {"random": random} | state)
+            random["cuda"] = torch.cuda.get_rng_state()
+        os.fsync(self._log.fileno())  # the checkpoint counts on what is logged
+        precision = fabric.strategy.precision.state_dict()  # the scale of 16-mixed
+        fabric.save(self.path / "checkpoint.pt", header | {"random": random, "precision": precision} | state)
 
-    def restore(self, parts: dict[str, Any]) -> None:
-        """Load the checkpoint's states into modules and optimisers, and the random states.
+    def restore(self, fabric: Fabric, parts: dict[str, Any]) -> None:
+        """Load the checkpoint's states into modules and optimisers, and the random states; the run can go on.
 
         Raises:
-            InputError: a state does not fit, since the checkpoint belongs to other settings.
+            InputError: the checkpoint belongs to other settings, or a state does not fit; the folder is as it was.
         """
+        old, new = flat(self.checkpoint["config"]), flat(self.config)
+        for name in sorted((old.keys() | new.keys()) - set(FREE)):
+            if old.get(name) != new.get(name):
+                raise InputError(
+                    f"the run in {self.path} has {name} {old.get(name)}, not {new.get(name)}, and a resumed run "
+                    "keeps what decides over its result; leave that out, or start anew in another --out"
+                )
         for name, part in parts.items():
             try:
                 part.load_state_dict(self.checkpoint[name])
-            except (KeyError, RuntimeError, ValueError) as error:
-                reason = str(error).splitlines()[0]
+            except (KeyError, RuntimeError, TypeError, ValueError):
                 raise InputError(
-                    f"{self.path}/checkpoint.pt does not fit these settings ({name}: {reason}); resume with the "
-                    "settings of its config.yaml"
+                    f"the state of {name} in {self.path}/checkpoint.pt does not fit these settings; resume with those "
+                    "of its config.yaml"
                 ) from None
+        fabric.strategy.precision.load_state_dict(self.checkpoint["precision"])
         torch.set_rng_state(self.checkpoint["random"]["cpu"])
         if torch.cuda.is_available() and "cuda" in self.checkpoint["random"]:
-            torch.cuda.set_rng_state_all(self.checkpoint["random"]["cuda"])
+            torch.cuda.set_rng_state(self.checkpoint["random"]["cuda"])
+        self._open()
 
     def close(self) -> None:
-        self._events.close()
-        self._log.close()
+        with self._log:  # closed also where the disk is full
+            self._events.close()
+
+
+class _WholeFile(TorchCheckpointIO):
+    """Fabric's checkpoints: the old one or the whole new one, on the run's own disk from the start."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
+        content = io.BytesIO()  # torch.save to a file would make a RuntimeError of a full disk
+        torch.save(checkpoint, content)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content.getbuffer())
+
+
+class _Events:
+    """TensorBoard's file of numbers, written by this thread: SummaryWriter's own meets a full disk with a traceback."""
+
+    def __init__(self, folder: Path, first_step: int):
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = open(folder / name, "ab")  # noqa: SIM115 open as long as the run
+        self._records = RecordWriter(self._file)
+        self._write(file_version="brain.Event:2")
+        # TensorBoard forgets what an interrupted run wrote from this step on.
+        self._write(step=first_step, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, step: int, numbers: dict[str, float]) -> None:
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+        self._write(step=step, summary=Summary(value=values))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, **content: Any) -> None:
+        self._records.write(Event(wall_time=time.time(), **content).SerializeToString())
+        self._file.flush()
 
 
 def read_checkpoint(path: str | os.PathLike, kind: str) -> dict[str, Any]:
@@ -167,19 +250,15 @@ def read_checkpoint(path: str | os.PathLike, kind: str) -> dict[str, Any]:
     if not path.exists():
         raise InputError(f"no checkpoint at {path}; give the folder of a run that has saved one")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of formats that are not ours
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, AttributeError, IndexError):
         raise InputError(f"{path} is damaged or no PyTorch checkpoint; give the checkpoint.pt of a run") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"{path} is no checkpoint of srnas_fast ({FORMAT!r}); give the checkpoint.pt of a run")
+    if not state.keys() >= {"kind", "config", "log_bytes", "random", "precision", "step"}:
+        raise InputError(f"{path} lacks parts of a checkpoint; give one that srnas_fast wrote")
     if state["kind"] != kind:
         raise InputError(f"{path} belongs to a {state['kind']} run; a {kind} run was asked for")
     return state
-
-
-def load_weights(module: nn.Module, state: dict[str, Any], path: str | os.PathLike) -> None:
-    """Load a state dict from ``path`` into a module; raises InputError where they do not fit."""
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(f"the weights in {path} do not fit its network: {str(error).splitlines()[0]}") from None

@@ -2,22 +2,22 @@
 
 import json
 import math
-from collections.abc import Iterator
+import shlex
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from srnas_fast.data import NamedImage, PatchStream, images_for, loader, split_for_search
+from srnas_fast.data import PatchStream, images_for, loader, split_for_search
 from srnas_fast.errors import InputError
 from srnas_fast.files import replacing
 from srnas_fast.report import draw_architecture, draw_weights, normalised_entropy, print_skipped
 from srnas_fast.search.bilevel import Bilevel, BilevelConfig
 from srnas_fast.search.loop import run_steps
 from srnas_fast.search.run import RunConfig, RunFolder, run_settings
-from srnas_fast.search.validation import validate, validation_pairs
+from srnas_fast.search.validation import SSIM_WINDOW, validate, validation_pairs
 from srnas_fast.spaces import find_space
 
 
@@ -56,7 +56,7 @@ def search(
             "genotype would be chosen; give an epoch that comes"
         )
 
-    found = images_for(data.root, "search", minimum=data.patch)
+    found = images_for(data.root, "search", minimum=max(data.patch, SSIM_WINDOW))
     print_skipped(found.skipped)
     for_weights, for_architecture, for_validation = split_for_search(found.images, run.seed)
     steps = schedule.steps or math.ceil(len(for_weights) / data.batch)
@@ -69,24 +69,25 @@ def search(
         "loss": asdict(loss),
         "search": asdict(schedule),
     } | run_settings(run)
+    streams = {
+        name: PatchStream(images, data, run.seed, name)
+        for name, images in (("weights", for_weights), ("architecture", for_architecture))
+    }
+    pairs = validation_pairs(for_validation, data, run.seed)
+
     fabric = run.fabric()
     net = the.supernet(supernet)
     algorithm = Bilevel(fabric, net, loss, schedule)
     folder = RunFolder(run, "search", config)
     best: dict[str, Any] = {}
     if folder.checkpoint:
-        folder.restore(algorithm.parts())
+        folder.restore(fabric, algorithm.parts())
         best = folder.checkpoint["best"]
 
-    first, warm = folder.step, schedule.warmup_epochs * steps
-
-    def batches(images: list[NamedImage], stream: str, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        patches = PatchStream(images, data, run.seed, stream)
-        return iter(loader(patches, max(first, start), total, data.batch, data.workers))
-
-    weight_batches = batches(for_weights, "weights", 0)
-    architecture_batches = batches(for_architecture, "architecture", warm)
-    pairs = validation_pairs(for_validation, data, run.seed)
+    warm = schedule.warmup_epochs * steps
+    weight_batches = iter(loader(streams["weights"], folder.step, total, data.batch, data.workers))
+    first = max(folder.step, warm)
+    architecture_batches = iter(loader(streams["architecture"], first, total, data.batch, data.workers))
     note = ""
 
     def do_step(step: int) -> tuple[dict[str, Any], str]:
@@ -116,7 +117,7 @@ def search(
             run.checkpoint_every,
             do_step,
             lambda: algorithm.parts() | {"best": best},
-            f"srnas-fast search {space} --out {run.out} --resume",
+            f"srnas-fast search {space} --out {shlex.quote(run.out)} --resume",
         )
         epochs = [record for record in folder.records() if "weights" in record]
     finally:
@@ -124,7 +125,7 @@ def search(
 
     genotype = the.read_genotype(best["genotype"])
     genotype.save(folder.path / "genotype.json")
-    draw_architecture(genotype.graph(), [title for title, _ in genotype.graph()], folder.path / "architecture.png")
+    draw_architecture(genotype.graph(), folder.path / "architecture.png")
     labels = {name: labels for name, (labels, _) in net.architecture_weights().items()}
     draw_weights(
         [record["step"] for record in epochs],

@@ -9,6 +9,8 @@ from torch import nn
 from srnas_fast.data import NamedImage, centre_crop, noisy_image
 from srnas_fast.metrics import psnr, ssim
 
+SSIM_WINDOW = 11  # pixels: an image with fewer on a side has no SSIM
+
 
 def validation_pairs(images: list[NamedImage], data: Any, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """(noisy, clean) centre crops, (H, W, C) on the [0, 255] scale; the noise levels take turns."""

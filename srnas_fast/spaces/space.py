@@ -20,7 +20,7 @@ class Space:
         read_genotype: from the data of a JSON file; the result has ``save(path)``, ``graph()`` and a short text.
         random_genotype: a genotype drawn at random from a supernet configuration and a seed.
         data, loss: the configurations of the task.
-        search_presets, train_presets: option name -> value, for each preset; "paper" is the default.
+        search_presets, train_presets: for each preset its settings by group; "paper" is the default.
     """
 
     name: str
@@ -32,8 +32,23 @@ class Space:
     random_genotype: Callable[[Any, int], Any]
     data: type
     loss: type
-    search_presets: dict[str, dict[str, Any]]
-    train_presets: dict[str, dict[str, Any]]
+    search_presets: dict[str, dict[str, dict[str, Any]]]
+    train_presets: dict[str, dict[str, dict[str, Any]]]
+
+    def search_preset(self, name: str) -> dict[str, dict[str, Any]]:
+        """The settings of a search preset, by group."""
+        return {"supernet": {}, "data": {}, "loss": {}, "search": {}} | chosen_preset(self.search_presets, name)
+
+    def train_preset(self, name: str) -> dict[str, dict[str, Any]]:
+        """The settings of a retraining preset, by group."""
+        return {"network": {}, "data": {}, "loss": {}, "train": {}} | chosen_preset(self.train_presets, name)
+
+
+def chosen_preset(presets: dict[str, Any], name: str) -> Any:
+    """The preset of that name; raises InputError, with the names there are, if it is unknown."""
+    if name not in presets:
+        raise InputError(f"unknown preset {name!r}; known: {', '.join(presets)}")
+    return presets[name]
 
 
 SPACES = {"hinas-denoise": "srnas_fast.spaces.hinas"}

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from srnas_fast.errors import InputError
-from srnas_fast.search.run import load_weights, read_checkpoint
+from srnas_fast.search.run import read_checkpoint
 from srnas_fast.spaces import Space, find_space
 
 
@@ -60,8 +60,14 @@ def load_network(run: str | os.PathLike) -> Trained:
     path = Path(run)
     state = read_checkpoint(path, "train")
     config = state["config"]
-    space = find_space(config["space"])
-    network = space.network(space.read_genotype(config["genotype"]), space.network_config(**config["network"]))
-    load_weights(network, state["network"], path)
+    try:
+        space = find_space(config["space"])
+        network = space.network(space.read_genotype(config["genotype"]), space.network_config(**config["network"]))
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} holds settings that are not known here ({error}); was it another version?") from None
+    try:
+        network.load_state_dict(state["network"])
+    except (KeyError, RuntimeError, TypeError):
+        raise InputError(f"the weights in {path} do not fit its own network; the file is damaged or altered") from None
     folder = path if path.is_dir() else path.parent
     return Trained(folder.name, space, network.eval(), config)

@@ -1,5 +1,6 @@
 """``evaluate``: trained networks on images they have not seen, beside a classical method."""
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from srnas_fast.data import images_for, noisy_image
 from srnas_fast.errors import InputError
 from srnas_fast.metrics import count_parameters, multi_adds, psnr, ssim
 from srnas_fast.report import draw_comparison, print_skipped, save_table, show_table
+from srnas_fast.search.validation import SSIM_WINDOW
 from srnas_fast.train.checkpoint import load_network
 from srnas_fast.train.restore import choose_device, restore_pixels
 
@@ -69,12 +71,17 @@ def evaluate(
     trained, target = [load_network(run) for run in runs], choose_device(device)
     if not trained:
         raise InputError("no network to evaluate; give the folder of a training")
-    sigma = list(sigma) or trained[0].config["data"]["sigma"]
-    found = images_for(root, "test", minimum=11)
+    sigma = list(dict.fromkeys(sigma)) or trained[0].config["data"]["sigma"]
+    for level in sigma:
+        if not (math.isfinite(level) and level >= 0):
+            raise InputError(f"sigma holds {level}; give numbers from 0 up, on the [0, 255] scale")
+    found = images_for(root, "test", minimum=SSIM_WINDOW)
     print_skipped(found.skipped)
     names = [the.name for the in trained]
-    if len(set(names)) < len(names):  # folders of one name in different places
+    if len({"noisy", "non-local means", *names}) < len(names) + 2:  # folders of one name in different places
         names = [os.fspath(run) for run in runs]
+        if len(set(names)) < len(names):
+            raise InputError(f"the same network twice in {', '.join(names)}; name each once")
     for the in trained:
         the.network.to(target)
 

@@ -1,10 +1,11 @@
 """``train``: from a genotype to a trained network."""
 
 import json
+import math
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from srnas_fast.metrics import count_parameters
 from srnas_fast.report import draw_architecture, print_skipped
 from srnas_fast.search.loop import run_steps
 from srnas_fast.search.run import RunConfig, RunFolder, memory_format, run_settings
-from srnas_fast.search.validation import validate, validation_pairs
+from srnas_fast.search.validation import SSIM_WINDOW, validate, validation_pairs
 from srnas_fast.train.checkpoint import read_genotype
 
 
@@ -52,8 +53,11 @@ class TrainConfig:
             if getattr(self, name) < least:
                 raise InputError(f"train.{name} is {getattr(self, name)}; give a whole number from {least} up")
         for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise InputError(f"train.{name} is {getattr(self, name)}; give a number above 0")
+        for name in ("power", "momentum", "weight_decay"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise InputError(f"train.{name} is {getattr(self, name)}; give a number from 0 up")
         if self.optimizer not in ("sgd", "adam"):
             raise InputError(f"train.optimizer is {self.optimizer!r}; give sgd or adam")
 
@@ -90,7 +94,8 @@ def train(
     Args:
         genotype: a ``genotype.json`` or the folder of a search.
         network: size of the network, of the space's own type (default: the paper's).
-        data: images and patches, of the space's own type (default: the embedded photographs).
+        data: images and patches, of the space's own type (default: the embedded photographs, the paper's patches).
+            One image in fifty, at least one, is held out to measure on.
         loss: of the space's own type (default: the paper's for retraining).
         train: the recipe (default: the paper's).
         run: folder, seed, device.
@@ -104,10 +109,12 @@ def train(
         KeyboardInterrupt: stopped by the user, after a checkpoint was written.
     """
     the, found_genotype = read_genotype(genotype)
-    network, data, loss = network or the.network_config(), data or the.data(), loss or the.loss()
+    paper = the.train_preset("paper")
+    network = network or the.network_config()
+    data, loss = data or the.data(**paper["data"]), loss or the.loss(**paper["loss"])
     recipe, run = train or TrainConfig(), run or RunConfig()
 
-    found = images_for(data.root, "train", minimum=data.patch)
+    found = images_for(data.root, "train", minimum=max(data.patch, SSIM_WINDOW))
     print_skipped(found.skipped)
     *for_weights, for_validation = split_for_search(found.images, run.seed)
     pairs = validation_pairs(for_validation, data, run.seed)
@@ -123,13 +130,13 @@ def train(
     fabric = run.fabric()
     net = the.network(found_genotype, network).to(memory_format=memory_format(fabric.device))
     model, optimizer = fabric.setup(net, recipe.optimizer_for(net))
+    patches = PatchStream(sum(for_weights, []), data, run.seed, "train")
     folder = RunFolder(run, "train", config)
     parts = {"network": net, "optimizer": optimizer.optimizer}
     if folder.checkpoint:
-        folder.restore(parts)
+        folder.restore(fabric, parts)
     found_genotype.save(folder.path / "genotype.json")
 
-    patches = PatchStream(sum(for_weights, []), data, run.seed, "train")
     batches: Iterator = iter(loader(patches, folder.step, recipe.iterations, data.batch, data.workers))
     last: dict[str, float] = {}
     note = ""
@@ -163,16 +170,12 @@ def train(
             run.checkpoint_every,
             do_step,
             lambda: parts | {"validation": last},
-            f"srnas-fast train {Path(run.out)} --out {run.out} --resume",
+            f"srnas-fast train {shlex.quote(run.out)} --out {shlex.quote(run.out)} --resume",
         )
     finally:
         folder.close()
 
-    draw_architecture(
-        found_genotype.graph(),
-        [title for title, _ in found_genotype.graph()],
-        folder.path / "architecture.png",
-    )
+    draw_architecture(found_genotype.graph(), folder.path / "architecture.png")
     last = last or folder.checkpoint["validation"]  # a run that was finished before
     result = {
         "space": the.name,

@@ -95,7 +95,9 @@ class Genotype:
         try:
             cells = [[(str(operation), int(source)) for operation, source in cell] for cell in data["cells"]]
             return cls(cells, [int(width) for width in data["path"]], data.get("activation", "leaky"))
-        except (KeyError, TypeError, AttributeError) as error:
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"this is no HiNAS genotype, it lacks or spoils {error}") from None
 
     def __str__(self) -> str:

@@ -1,0 +1,147 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from srnas_fast.cli import main
+from srnas_fast.data import read_image, read_with_alpha
+from srnas_fast.errors import InputError
+from srnas_fast.train import load_network, restore
+from srnas_fast.train.restore import restore_pixels
+
+CPU = torch.device("cpu")
+
+
+def save(path, pixels, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(path, **options)
+    return path
+
+
+def expected(trained, pixels):
+    """What the network makes of them, in 8 bits."""
+    return np.clip(np.rint(restore_pixels(load_network(trained).network, pixels, CPU, 0)), 0, 255)
+
+
+def assert_restored(path, trained, pixels):
+    found = read_image(path)
+    assert found.shape == pixels.shape
+    assert np.abs(found.astype(float) - expected(trained, pixels)).max() <= 1  # rounding
+    assert np.abs(found.astype(float) - pixels).mean() > 1  # it does something
+
+
+@pytest.mark.parametrize("size", [(37, 53), (1, 1), (5, 300), (300, 5), (1, 40)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_any_size_gray_and_colour(trained, pixels, tmp_path, size, channels):
+    image = pixels(*size, channels)
+    source = save(tmp_path / "in" / "a.png", image)
+    (written,) = restore(str(trained), [source], out=str(tmp_path / "out"), tile=64)
+    assert written == str(tmp_path / "out" / "a.png")
+    assert_restored(written, trained, image)
+
+
+def test_colour_is_restored_channel_by_channel(trained, pixels):
+    net, image = load_network(trained).network, pixels(20, 30, 3)
+    whole = restore_pixels(net, image, CPU)
+    for channel in range(3):
+        alone = restore_pixels(net, image[..., channel : channel + 1], CPU)
+        np.testing.assert_allclose(whole[..., channel : channel + 1], alone, atol=1e-3)
+
+
+@pytest.mark.parametrize("tile", [16, 40, 512])
+def test_tiles_change_nothing(trained, pixels, tile):
+    net, image = load_network(trained).network, pixels(75, 61, 3).astype(np.float32)
+    np.testing.assert_allclose(restore_pixels(net, image, CPU, tile), restore_pixels(net, image, CPU, 0), atol=1e-3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparency_is_kept(trained, pixels, tmp_path, channels):
+    image = pixels(21, 34, channels)
+    alpha = np.random.default_rng(1).integers(0, 256, (21, 34), dtype=np.uint8)
+    save(tmp_path / "in" / "glass.png", np.concatenate([image, alpha[..., None]], axis=2))
+    (written,) = restore(str(trained), [tmp_path / "in"], out=str(tmp_path / "out"))
+    found, found_alpha = read_with_alpha(written)
+    assert np.array_equal(found_alpha, alpha) and found.shape == image.shape
+    assert np.abs(found - expected(trained, image)).max() <= 1
+
+
+def test_a_palette_is_colour(trained, pixels, tmp_path):
+    source = tmp_path / "in" / "p.png"
+    source.parent.mkdir()
+    Image.fromarray(pixels(20, 30, 3)).convert("P", palette=Image.Palette.ADAPTIVE, colors=64).save(source)
+    (written,) = restore(str(trained), [source], out=str(tmp_path / "out"))
+    assert_restored(written, trained, read_image(source))
+
+
+def test_16_bits(trained, pixels, tmp_path):
+    deep = pixels(20, 30)[..., 0].astype(np.uint16) * 257
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.fromarray(deep).save(folder / "gray.png")
+    tifffile.imwrite(folder / "colour.tif", np.stack([deep] * 3, axis=2), photometric="rgb")
+    written = restore(str(trained), [folder], out=str(tmp_path / "out"))
+    assert [path.split("/")[-1] for path in written] == ["colour.tif", "gray.png"]
+    assert_restored(written[0], trained, np.repeat(pixels(20, 30), 3, axis=2))
+    assert_restored(written[1], trained, pixels(20, 30))
+
+
+def test_folders_in_folders_and_formats_with_loss(trained, pixels, tmp_path):
+    for name in ("a.jpg", "b/a.bmp", "b/c/d.TIF", "e.webp"):
+        save(tmp_path / "in" / name, pixels(20, 30, 3))
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    written = restore(str(trained), [tmp_path / "in"], out=str(tmp_path / "out"))
+    found = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert found == ["a.png", "b/a.png", "b/c/d.TIF", "e.png"] and len(written) == 4
+
+
+def test_two_images_that_would_become_one_file_are_refused_before_anything_is_written(trained, pixels, tmp_path):
+    save(tmp_path / "in" / "a.jpg", pixels(20, 30))
+    save(tmp_path / "in" / "a.png", pixels(20, 30))
+    with pytest.raises(InputError, match="would both become"):
+        restore(str(trained), [tmp_path / "in"], out=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("out", ["in", "in/../in", "link"])
+def test_the_source_is_never_overwritten(trained, pixels, tmp_path, out):
+    source = save(tmp_path / "in" / "a.png", pixels(20, 30))
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    before = source.read_bytes()
+    with pytest.raises(InputError, match="would overwrite the image it is made from"):
+        restore(str(trained), [tmp_path / "in"], out=str(tmp_path / out))
+    assert source.read_bytes() == before and len(list((tmp_path / "in").iterdir())) == 1
+
+
+def test_damaged_images_are_named_skipped_and_counted(trained, pixels, tmp_path, capsys):
+    save(tmp_path / "in" / "good.png", pixels(20, 30))
+    whole = save(tmp_path / "in" / "torn.jpg", pixels(200, 300, 3), quality=95).read_bytes()
+    (tmp_path / "in" / "torn.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "in" / "none.png").write_bytes(b"")
+    assert main(["restore", str(trained), str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 3 and error[-1] == "2 images skipped"
+    assert error[0].startswith(f"skipped {tmp_path}/in/none.png: ")
+    assert error[1].startswith(f"skipped {tmp_path}/in/torn.jpg: ")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
+
+
+def test_only_damaged_images_is_an_error(trained, tmp_path, capsys):
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert main(["restore", str(trained), str(tmp_path / "torn.png"), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert error[0].startswith(f"skipped {tmp_path}/torn.png") and error[-1].startswith("error: none of the 1 images")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_file_serves_as_well_as_its_folder(trained, images, tmp_path):
+    a = restore(str(trained), [images], out=str(tmp_path / "a"))
+    b = restore(str(trained / "checkpoint.pt"), [images], out=str(tmp_path / "b"))
+    assert len(a) == 4 and [Path(path).read_bytes() for path in a] == [Path(path).read_bytes() for path in b]
+
+
+def test_no_images_is_refused(trained):
+    with pytest.raises(InputError, match="no images to restore"):
+        restore(str(trained), [])
