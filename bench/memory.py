@@ -6,7 +6,6 @@ appends the rows to bench/results/memory.csv.
 
 import argparse
 import csv
-import platform
 import subprocess
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from srnas_fast import MixedOp, __version__
+from srnas_fast.backends.report import processor
 from srnas_fast.losses import DenoisingLoss
 from srnas_fast.metrics import LiveMemory
 from srnas_fast.mixed import PlainMixedOp
@@ -89,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", choices=CASES, action="append", help="default: all")
     cases = parser.parse_args().case or list(CASES)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     for case in cases:
         torch.manual_seed(0)
         figures = {peer: CASES[case](mixed_op) for peer, mixed_op in PEERS.items()}
