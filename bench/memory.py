@@ -17,11 +17,12 @@ from torch.utils.checkpoint import checkpoint
 
 from srnas_fast import MixedOp, __version__
 from srnas_fast.backends.report import processor
-from srnas_fast.losses import DenoisingLoss
 from srnas_fast.metrics import LiveMemory
 from srnas_fast.mixed import PlainMixedOp
 from srnas_fast.report import show_table
 from srnas_fast.search import Bilevel, BilevelConfig, RunConfig
+from srnas_fast.search.bilevel import frozen
+from srnas_fast.search.run import memory_format
 from srnas_fast.spaces import find_space
 
 RESULTS = Path(__file__).parent / "results" / "memory.csv"
@@ -51,27 +52,23 @@ def search_step(name: str, mixed_op: Callable[..., nn.Module]) -> dict[str, floa
     search = Bilevel(fabric, supernet, space.loss(), BilevelConfig())
     clean = torch.rand(data.batch, 1, data.patch, data.patch)
     noisy = clean + 0.2 * torch.randn_like(clean)
-    search.architecture_step(noisy, clean)  # optimiser states exist from now on: they are no part of a step's peak
-    search.weight_step(noisy, clean, epoch=0)
 
-    started = time.perf_counter()
-    search.architecture_step(noisy, clean)
-    search.weight_step(noisy, clean, epoch=0)
-    seconds = time.perf_counter() - started
-
-    x = noisy.to(fabric.device)
-    for p in supernet.architecture_parameters():
-        p.requires_grad_(False)
-    with LiveMemory() as memory:
-        loss = DenoisingLoss()(supernet(x), clean.to(fabric.device))
-        held = memory.held()
-        del loss
-    for p in supernet.parameters():
-        p.requires_grad_(True)
-        p.grad = None
-    with LiveMemory() as memory:
+    def step() -> None:
         search.architecture_step(noisy, clean)
         search.weight_step(noisy, clean, epoch=0)
+
+    step()  # the optimisers' states exist from now on: they are no part of a step's peak
+    started = time.perf_counter()
+    step()
+    seconds = time.perf_counter() - started
+    with LiveMemory() as memory:
+        step()
+
+    x = fabric.to_device(noisy).contiguous(memory_format=memory_format(fabric.device))
+    with frozen(supernet.architecture_parameters()), LiveMemory() as graph:
+        y = supernet(x)
+        held = graph.held()
+        del y
     return {"held, MiB": held / MiB, "peak, MiB": memory.peak / MiB, "step, s": seconds}
 
 
@@ -90,6 +87,7 @@ def main() -> None:
     parser.add_argument("--case", choices=CASES, action="append", help="default: all")
     cases = parser.parse_args().case or list(CASES)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+    measured_at = [commit(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())]
     for case in cases:
         torch.manual_seed(0)
         figures = {peer: CASES[case](mixed_op) for peer, mixed_op in PEERS.items()}
@@ -109,7 +107,7 @@ def main() -> None:
             for peer, measured in figures.items():
                 writer.writerow(
                     [case, peer, *(round(value, 3) for value in measured.values()), device, torch.get_num_threads()]
-                    + [torch.__version__, __version__, commit(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())]
+                    + [torch.__version__, __version__, *measured_at]
                 )
 
 
