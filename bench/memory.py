@@ -6,6 +6,7 @@ appends the rows to bench/results/memory.csv.
 
 import argparse
 import csv
+import statistics
 import subprocess
 import time
 from collections.abc import Callable
@@ -43,8 +44,11 @@ PEERS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def search_step(name: str, mixed_op: Callable[..., nn.Module]) -> dict[str, float]:
-    """Live bytes and seconds of one search step of a space's paper supernet: architecture update, weight update."""
+def search_step(name: str, mixed_op: Callable[..., nn.Module]) -> tuple[Callable[[], None], Callable[[], float]]:
+    """One search step of a space's paper supernet (architecture update, weight update), and what its graph holds.
+
+    Returns the step, and a function that runs the weight step's forward pass and returns the bytes then held.
+    """
     space = find_space(name)
     data = space.data()
     fabric = RunConfig().fabric()
@@ -57,19 +61,33 @@ def search_step(name: str, mixed_op: Callable[..., nn.Module]) -> dict[str, floa
         search.architecture_step(noisy, clean)
         search.weight_step(noisy, clean, epoch=0)
 
-    step()  # the optimisers' states exist from now on: they are no part of a step's peak
-    started = time.perf_counter()
-    step()
-    seconds = time.perf_counter() - started
-    with LiveMemory() as memory:
-        step()
+    def held() -> float:
+        x = fabric.to_device(noisy).contiguous(memory_format=memory_format(fabric.device))
+        with frozen(supernet.architecture_parameters()), LiveMemory() as graph:
+            y = supernet(x)  # noqa: F841 it is what holds the graph
+            return graph.held()
 
-    x = fabric.to_device(noisy).contiguous(memory_format=memory_format(fabric.device))
-    with frozen(supernet.architecture_parameters()), LiveMemory() as graph:
-        y = supernet(x)
-        held = graph.held()
-        del y
-    return {"held, MiB": held / MiB, "peak, MiB": memory.peak / MiB, "step, s": seconds}
+    return step, held
+
+
+def measure(case: Callable[..., tuple], rounds: int) -> dict[str, dict[str, float]]:
+    """For each peer the bytes held, the peak of a step and the median time of alternating steps."""
+    made = {peer: case(mixed_op) for peer, mixed_op in PEERS.items()}
+    figures = {}
+    for peer, (step, held) in made.items():
+        step()  # the optimisers' states exist from now on: they are no part of a step's peak
+        with LiveMemory() as memory:
+            step()
+        figures[peer] = {"held, MiB": held() / MiB, "peak, MiB": memory.peak / MiB}
+    times: dict[str, list[float]] = {peer: [] for peer in made}
+    for _ in range(rounds):
+        for peer, (step, _) in made.items():
+            started = time.perf_counter()
+            step()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times[peer].append(time.perf_counter() - started)
+    return {peer: row | {"step, s": statistics.median(times[peer])} for peer, row in figures.items()}
 
 
 CASES = {"hinas-denoise": lambda mixed_op: search_step("hinas-denoise", mixed_op)}
@@ -85,12 +103,14 @@ def commit() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", choices=CASES, action="append", help="default: all")
-    cases = parser.parse_args().case or list(CASES)
+    parser.add_argument("--rounds", type=int, default=3, help="alternating steps for the median time (default: 3)")
+    arguments = parser.parse_args()
+    cases = arguments.case or list(CASES)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     measured_at = [commit(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())]
     for case in cases:
         torch.manual_seed(0)
-        figures = {peer: CASES[case](mixed_op) for peer, mixed_op in PEERS.items()}
+        figures = measure(CASES[case], arguments.rounds)
         plain = next(iter(figures.values()))
         rows = [
             [peer, *measured.values(), plain["peak, MiB"] / measured["peak, MiB"]] for peer, measured in figures.items()
