@@ -97,7 +97,9 @@ def commit() -> str:
     """The commit measured, with a + where the tree differs from it."""
     here = Path(__file__).parent
     run = lambda *command: subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip()  # noqa: E731
-    return run("git", "rev-parse", "--short", "HEAD") + ("+" if run("git", "status", "--porcelain", "--", "..") else "")
+    return run("git", "rev-parse", "--short", "HEAD") + (
+        "+" if run("git", "status", "--porcelain", "--", "..", ":!results") else ""
+    )
 
 
 def main() -> None:
