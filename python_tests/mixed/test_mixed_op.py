@@ -1,11 +1,13 @@
 """MixedOp against the plain weighted sum: same numbers, less kept, nothing done that nobody asked for."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -408,10 +410,10 @@ def test_bad_input_is_named(make, message):
         make()
 
 
-def _ddp_worker(rank, port, results):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def _ddp_gradients(rank, store, result):
+    """One of two data-parallel processes: its gradients go to a file."""
     torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     torch.manual_seed(0)
     op = DistributedDataParallel(MixedOp([nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()]).double())
     torch.manual_seed(1)
@@ -419,25 +421,27 @@ def _ddp_worker(rank, port, results):
     for _ in range(2):  # the second step shows that the reducer was satisfied by the first
         op.zero_grad()
         op(x[2 * rank : 2 * rank + 2], torch.tensor([0.5, 0.5], dtype=torch.float64)).square().mean().backward()
-    results[rank] = [p.grad for p in op.parameters()]
+    torch.save([p.grad for p in op.parameters()], result)
     dist.barrier()
     dist.destroy_process_group()
 
 
-def test_ddp_on_two_processes_equals_one():
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(_ddp_worker, (port, results), nprocs=2)
-        ours = [results[0], results[1]]
+def test_ddp_on_two_processes_equals_one(tmp_path):
+    results = [tmp_path / "0.pt", tmp_path / "1.pt"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    processes = [
+        subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path / "store"), str(result)], env=environment)
+        for rank, result in enumerate(results)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
     torch.manual_seed(0)
     op = PlainMixedOp([nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()]).double()
     torch.manual_seed(1)
     x = torch.randn(4, 3, 5, 5, dtype=torch.float64)
     op(x, torch.tensor([0.5, 0.5], dtype=torch.float64)).square().mean().backward()
-    for found in ours:
-        assert_same(found, [p.grad for p in op.parameters()])
+    for result in results:
+        assert_same(torch.load(result, weights_only=True), [p.grad for p in op.parameters()])
+
+
+if __name__ == "__main__":
+    _ddp_gradients(int(sys.argv[1]), *sys.argv[2:])

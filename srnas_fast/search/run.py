@@ -219,7 +219,8 @@ class _Events:
     """TensorBoard's file of numbers, written by this thread: SummaryWriter's own meets a full disk with a traceback."""
 
     def __init__(self, folder: Path, first_step: int):
-        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        # TensorBoard reads a folder's files by name: finer than seconds, or a run resumed at once comes first.
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self._file = open(folder / name, "ab")  # noqa: SIM115 open as long as the run
         self._records = RecordWriter(self._file)
         self._write(file_version="brain.Event:2")
