@@ -72,7 +72,7 @@ def test_damaged_images_are_named_skipped_and_counted(trained, images, tmp_path,
     (tmp_path / "torn.jpg").write_bytes((tmp_path / "torn.jpg").read_bytes()[:3000])
     assert main(["evaluate", str(trained), "--data.root", str(tmp_path), "--sigma", "50", "--no-nlm"]) == 0
     error = capsys.readouterr().err.splitlines()
-    assert len(error) == 2 and error[0].startswith(f"skipped {tmp_path}/torn.jpg: ") and error[1] == "1 images skipped"
+    assert len(error) == 2 and error[0].startswith(f"skipped {tmp_path}/torn.jpg: ") and error[1] == "1 image skipped"
 
 
 @pytest.mark.parametrize("sigma", [-1.0, float("nan"), float("inf")])

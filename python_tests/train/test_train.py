@@ -94,7 +94,7 @@ def test_damaged_images_are_named_skipped_and_counted(genotype_file, images, tmp
         assert main([command, *first, *settings]) == 0
         error = capsys.readouterr().err.splitlines()
         assert len(error) == 2 and error[0].startswith(f"skipped {folder}/torn.jpg: ")
-        assert error[1] == "1 images skipped"
+        assert error[1] == "1 image skipped"
         assert json.loads((out / "result.json").read_text())["skipped_images"] == 1
 
 

@@ -9,4 +9,4 @@ def print_skipped(skipped: Sequence[str]) -> None:
     for line in skipped:
         print(f"skipped {line}", file=sys.stderr)
     if skipped:
-        print(f"{len(skipped)} images skipped", file=sys.stderr)
+        print(f"{len(skipped)} {'image' if len(skipped) == 1 else 'images'} skipped", file=sys.stderr)

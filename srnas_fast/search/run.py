@@ -51,10 +51,7 @@ class RunConfig:
     checkpoint_every: int = 50
 
     def __post_init__(self):
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise InputError(f"device is {self.device!r}; give auto, cpu or cuda")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("device is cuda, but PyTorch sees no GPU here; `srnas-fast doctor` says why")
+        choose_device(self.device)
         if self.precision not in ("32-true", "bf16-mixed", "16-mixed"):
             raise InputError(f"precision is {self.precision!r}; give 32-true, bf16-mixed or 16-mixed")
         if not 0 <= self.seed < 2**32:
@@ -67,9 +64,20 @@ class RunConfig:
         """Lightning Fabric on that device, with the random state of the seed."""
         if self.threads:
             torch.set_num_threads(self.threads)
-        fabric = Fabric(accelerator=self.device, devices=1, precision=self.precision, plugins=[_WholeFile()])
+        fabric = Fabric(
+            accelerator=choose_device(self.device).type, devices=1, precision=self.precision, plugins=[_WholeFile()]
+        )
         fabric.seed_everything(self.seed, verbose=False)
         return fabric
+
+
+def choose_device(device: str) -> torch.device:
+    """The device of that name; "auto" is the GPU if there is one."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device is {device!r}; give auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is cuda, but PyTorch sees no GPU here; `srnas-fast doctor` says why")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def run_settings(run: RunConfig) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from srnas_fast.data import images_for, noisy_image
 from srnas_fast.errors import InputError
 from srnas_fast.metrics import count_parameters, multi_adds, psnr, ssim
 from srnas_fast.report import draw_comparison, print_skipped, save_table, show_table
+from srnas_fast.search.run import choose_device
 from srnas_fast.search.validation import SSIM_WINDOW
 from srnas_fast.train.checkpoint import load_network
-from srnas_fast.train.restore import choose_device, restore_pixels
+from srnas_fast.train.restore import restore_pixels
 
 COUNTED_AT = 64  # pixels: height and width of the input for which Multi-Adds are given
 

@@ -1,7 +1,6 @@
 """``restore``: a user's own images through a trained network."""
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,8 @@ from torch import nn
 
 from srnas_fast.data import FORMATS, find_images, read_with_alpha, write_image
 from srnas_fast.errors import InputError
+from srnas_fast.report import print_skipped
+from srnas_fast.search.run import choose_device
 from srnas_fast.train.checkpoint import load_network
 from srnas_fast.train.tiles import restore_tiled
 
@@ -73,28 +74,17 @@ def restore(
             if result in jobs:
                 raise InputError(f"{path} and {jobs[result]} would both become {result}; restore them one by one")
             jobs[result] = path
-    written, unreadable = [], 0
+    written, skipped = [], []
     for result, path in jobs.items():
         try:
             pixels, alpha = read_with_alpha(path)
         except InputError as error:
-            print(f"skipped {error}", file=sys.stderr)
-            unreadable += 1
+            skipped.append(str(error))
             continue
         write_image(result, restore_pixels(trained.network, pixels, target, tile), alpha)
         print(f"{path} -> {result}")
         written.append(str(result))
-    if unreadable:
-        print(f"{unreadable} images skipped", file=sys.stderr)
+    print_skipped(skipped)
     if not written:
-        raise InputError(f"none of the {unreadable} images could be read")
+        raise InputError(f"none of the {len(skipped)} images could be read")
     return written
-
-
-def choose_device(device: str) -> torch.device:
-    """The device of that name; "auto" is the GPU if there is one."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device is {device!r}; give auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device is cuda, but PyTorch sees no GPU here; `srnas-fast doctor` says why")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
