@@ -329,6 +329,22 @@ def test_one_module_as_two_candidates():
     assert_same(gradients(ours, x, logits)[1], gradients(plain, x, logits)[1])
 
 
+def test_submodules_used_twice_in_a_candidate():
+    def reused():
+        conv, act, norm = nn.Conv2d(3, 3, 1), nn.PReLU(), nn.BatchNorm2d(3)
+        other = nn.Conv2d(3, 3, 1)
+        other.weight = conv.weight  # tied across modules
+        return [nn.Sequential(conv, conv), nn.Sequential(act, conv, norm, act, norm), nn.Sequential(other, conv, act)]
+
+    plain, ours = twins(reused)
+    x, logits = torch.randn(2, 3, 4, 4, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    before = [id(t) for t in [*ours.parameters(), *ours.buffers()]]
+    assert_same(gradients(ours, x, logits)[1], gradients(plain, x, logits)[1])
+    assert [id(t) for t in [*ours.parameters(), *ours.buffers()]] == before
+    assert all(isinstance(p, nn.Parameter) for p in ours.parameters())
+    assert_same(list(ours.buffers()), list(plain.buffers()))
+
+
 def test_support_runs_live_candidates_only():
     plain, ours = twins(candidates)
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from srnas_fast.errors import InputError
-from srnas_fast.mixed.opaque import OpaqueSum
+from srnas_fast.mixed.opaque import OpaqueSum, places_of
 
 
 class MixedOp(nn.Module):
@@ -71,13 +71,13 @@ class MixedOp(nn.Module):
             )
         if weights.device.type == "cpu" and weights.isnan().any():
             raise InputError(
-                f"MixedOp weights hold NaN: {weights.tolist()}; the logits have diverged, so lower the "
-                "architecture's learning rate or look for the first NaN in the loss"
+                f"MixedOp weights hold NaN: {weights.tolist()}; the run has diverged, so lower the "
+                "learning rates or look for the first NaN in the loss"
             )
         # The parameters are inputs of the function: so autograd, hooks and DDP see them as used here.
         names, parameters = [], {}
         for op in self.ops:
-            named = dict(op.named_parameters(remove_duplicate=False))
+            named = places_of(op, "_parameters")
             names.append({name: id(p) for name, p in named.items()})
             parameters |= {id(p): p for p in named.values()}
         if any(map(is_lazy, parameters.values())):

@@ -67,7 +67,7 @@ class OpaqueSum(torch.autograd.Function):
                 _random_state_set(x, ctx.random.get(k)),
                 _modes_set(ctx.ops[k], ctx.modes[k]),
             ):
-                z = functional_call(ctx.ops[k], state, (alias,))
+                z = functional_call(ctx.ops[k], state, (alias,), tie_weights=False)  # each place is named once
             if weights_wanted:
                 dweights[k] = (dy * z.detach()).sum(dtype=torch.promote_types(weights.dtype, torch.float32))
             if not z.requires_grad:
@@ -134,6 +134,20 @@ def _modes_set(op: nn.Module, modes: list[bool]) -> Iterator[None]:
             module.training = mode
 
 
+def places_of(op: nn.Module, kind: str) -> dict[str, Tensor]:
+    """Every place in ``op`` that holds a tensor, by its name; a submodule that is used twice is named once.
+
+    Args:
+        kind: "_parameters" or "_buffers".
+    """
+    return {
+        f"{path}.{name}" if path else name: tensor
+        for path, module in op.named_modules()
+        for name, tensor in getattr(module, kind).items()
+        if tensor is not None
+    }
+
+
 def _buffers_read(op: nn.Module) -> dict[str, Tensor]:
     """Copies of the buffers that the forward pass reads, which something may change before the backward pass.
 
@@ -145,12 +159,15 @@ def _buffers_read(op: nn.Module) -> dict[str, Tensor]:
         if isinstance(module, _NormBase) and module.training
         for buffer in module.buffers(recurse=False)
     }
-    return {name: buffer.clone() for name, buffer in op.named_buffers() if id(buffer) not in written}
+    return {name: buffer.clone() for name, buffer in places_of(op, "_buffers").items() if id(buffer) not in written}
 
 
 def _spare_buffers(op: nn.Module, before: dict[str, Tensor]) -> dict[str, Tensor]:
     """Buffers for the recomputation to read and to spoil, so that running statistics move once per step."""
-    return {name: buffer.clone() for name, buffer in (dict(op.named_buffers()) | before).items()}
+    now = places_of(op, "_buffers")
+    # One copy per tensor, also where several modules hold it.
+    spare = {id(buffer): before.get(name, buffer).clone() for name, buffer in now.items()}
+    return {name: spare[id(buffer)] for name, buffer in now.items()}
 
 
 def _version(x: Tensor) -> int | None:
