@@ -54,30 +54,28 @@ def demo(out: str = "runs/demo", preset: str = "demo") -> list[dict[str, Any]]:
     """Search, retrain, measure and restore on the photographs that come with scikit-image.
 
     Args:
-        out: folder for everything; must not exist yet.
+        out: folder for everything; new or empty.
         preset: "demo" (minutes on two CPU cores) or "smoke" (seconds; shows that it runs, restores nothing well).
 
     Returns:
         The rows of :func:`srnas_fast.train.evaluate`.
 
     Raises:
-        InputError: ``out`` exists or the preset is unknown.
+        InputError: ``out`` holds something, or the preset is unknown.
     """
     from srnas_fast.data import noisy_image, photographs, write_image
-    from srnas_fast.search import search
-    from srnas_fast.train import evaluate, restore, train
+    from srnas_fast.search import RunConfig, search
+    from srnas_fast.train import evaluate, load_network, restore, train
 
     folder = Path(out)
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty; choose another --out or delete it")
-    space = "hinas-denoise"
     print(f"1/4 search an architecture ({folder}/search)")
-    search(**_search_settings([space, "--preset", preset, "--out", f"{folder}/search"]))
+    search("hinas-denoise", preset, run=RunConfig(out=f"{folder}/search"))
     print(f"2/4 train its network ({folder}/train)")
-    settings = _train_settings([f"{folder}/search", "--preset", preset, "--out", f"{folder}/train"])
-    train(**settings)
+    train(folder / "search", preset, run=RunConfig(out=f"{folder}/train"))
     print("3/4 measure it on photographs it has not seen")
-    (sigma,) = settings["data"].sigma
+    (sigma,) = load_network(folder / "train").config["data"]["sigma"]
     rows = evaluate([f"{folder}/train"], sigma=[sigma], out=str(folder))
     print("4/4 restore them")
     for image in photographs("test"):
@@ -87,7 +85,7 @@ def demo(out: str = "runs/demo", preset: str = "demo") -> list[dict[str, Any]]:
     return rows
 
 
-def random_genotype(space: str, out: str, seed: int = 0, preset: str = "paper") -> str:
+def random(space: str, out: str, seed: int = 0, preset: str = "paper") -> str:
     """Draw a genotype at random: the peer that a search has to beat.
 
     Args:
@@ -231,7 +229,7 @@ def _run_random(argv: list[str]) -> None:
     parser.add_argument("--out", metavar="FILE", required=True, help="the genotype's file")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
     parser.add_argument("--preset", default="paper", help="of the search it is a peer for (default: paper)")
-    random_genotype(**vars(parser.parse_args(argv)))
+    random(**vars(parser.parse_args(argv)))
 
 
 COMMANDS = {
@@ -290,7 +288,7 @@ def _settings(
 
     class Parser(jsonargparse.ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
-            raise InputError(f"{' '.join(message.split())}; see `{self.prog} --help`") from None
+            raise InputError(f"{' '.join(message.split())[:300]}; see `{self.prog} --help`") from None
 
     parser = Parser(prog=f"srnas-fast {command}", allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of settings, such as a run's config.yaml")
@@ -309,7 +307,7 @@ def _settings(
     if early.resume:
         path = Path(early.out or RunConfig.out) / "config.yaml"
         try:
-            parser.set_defaults(flat(_read_yaml(path)))
+            parser.set_defaults(flat(_read_yaml(path)) | {"out": str(path.parent)})
         except KeyError as error:
             raise InputError(f"{path} is not of a `{parser.prog}` run: {error.args[0]}") from None
     try:

@@ -145,8 +145,8 @@ class Watched:
         self.folder = tmp_path / "run"
         self.result = search_images(
             "hinas-denoise",
-            TINY,
-            DenoisingData(root=str(images), patch=16, batch=2, validation_crop=16),
+            supernet=TINY,
+            data=DenoisingData(root=str(images), patch=16, batch=2, validation_crop=16),
             search=BilevelConfig(**schedule),
             run=RunConfig(out=str(self.folder)),
         )

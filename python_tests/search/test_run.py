@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from srnas_fast.cli import main
@@ -110,6 +112,50 @@ def test_a_state_that_does_not_fit_leaves_the_folder_as_it_was(run, tmp_path):
     with pytest.raises(InputError, match="state of moon"):
         folder.restore(fabric, {"moon": torch.nn.Linear(2, 2)})
     assert contents(run) == before
+
+
+def test_a_resumed_run_notices_other_images(run, images, tmp_path, capsys):
+    for path in images.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    Image.new("L", (48, 40), 7).save(tmp_path / "0.png")
+    before = contents(run)
+    error = refused(capsys, "search", "hinas-denoise", "--resume", "--out", run, "--data.root", tmp_path)
+    assert "has images 8 images, " in error and contents(run) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fcntl on Windows")
+def test_two_processes_cannot_run_in_one_folder(run, images, tmp_path, capsys):
+    out = tmp_path / "run"
+    script = (
+        "import fcntl, sys; f = open(sys.argv[1], 'ab'); fcntl.lockf(f, fcntl.LOCK_EX); print('', flush=True); input()"
+    )
+    out.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(out / "log.jsonl")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.readline()
+        error = refused(capsys, *SMOKE, "--data.root", images, "--out", out)
+        assert f"another process is running in {out}" in error and contents(out) == {"log.jsonl": b""}
+        other.communicate(b"\n")
+    assert main([*SMOKE, "--data.root", str(images), "--out", str(out)]) == 0
+
+
+def test_a_moved_run_goes_on_where_it_is(run, tmp_path, capsys):
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    before = contents(run)
+    assert main(["search", "hinas-denoise", "--resume", "--out", str(moved)]) == 0
+    assert contents(run) == before and read_checkpoint(moved, "search")["step"] == 12
+
+
+def test_damaged_checkpoints_are_named(run, tmp_path):
+    whole = (run / "checkpoint.pt").read_bytes()
+    middle = len(whole) // 2
+    damaged = [b"", b"\x80\x02M", b"\x80\x02}q\x00}}s.", whole[: middle // 3], whole[:4985], whole[:middle], whole[1:]]
+    for data in damaged:
+        (tmp_path / "checkpoint.pt").write_bytes(data)
+        with pytest.raises(InputError, match=f"^{tmp_path}/checkpoint.pt is damaged or no PyTorch checkpoint"):
+            read_checkpoint(tmp_path, "search")
 
 
 def test_a_diverged_run_is_told_and_keeps_its_log(images, tmp_path, capsys):

@@ -42,6 +42,9 @@ def test_rows_means_files_and_figures(trained, images, tmp_path, capsys):
     assert len(written) == len(rows) and list(written[0]) == ["image", "sigma", "method", "psnr", "ssim"]
     for a, b in zip(rows, written, strict=True):
         assert (a["image"], a["method"], a["psnr"]) == (b["image"], b["method"], float(b["psnr"]))
+    with open(tmp_path / "costs.csv", newline="") as file:
+        ((name, parameters, multi_adds),) = list(csv.reader(file))[1:]
+    assert name == "run" and int(parameters) > 50_000 and int(multi_adds) > int(parameters) * 1000
     assert Image.open(tmp_path / "comparison.png").width > 100
     shown = capsys.readouterr().out
     assert "parameters" in shown and "Multi-Adds at 64x64" in shown and "mean" in shown
@@ -50,6 +53,7 @@ def test_rows_means_files_and_figures(trained, images, tmp_path, capsys):
 def test_twice_the_same(trained, images):
     one, two = (evaluate([str(trained)], root=str(images), sigma=[30], nlm=False) for _ in range(2))
     assert one == two
+    assert evaluate(trained, root=str(images), sigma=30, nlm=False) == one  # one network, one noise level
     other = evaluate([str(trained)], root=str(images), sigma=[30], nlm=False, seed=1)
     assert of(one, method="noisy") != of(other, method="noisy")
 

@@ -1,5 +1,6 @@
 """The images of a folder or benchmark, read once, with those that cannot be used named and counted."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,20 @@ class ImageSet:
 
     images: list[NamedImage]
     skipped: list[str] = field(default_factory=list)
+
+
+def digest(images: Sequence[NamedImage]) -> str:
+    """Return a short text that changes when a name or a pixel does: what a resumed run compares.
+
+    >>> images = [NamedImage("a", np.zeros((2, 2, 1), np.uint8)), NamedImage("a", np.ones((2, 2, 1), np.uint8))]
+    >>> digest(images[:1]) == digest(images[:1]), digest(images[:1]) == digest(images[1:])
+    (True, False)
+    """
+    total = hashlib.sha256()
+    for image in images:
+        total.update(f"{image.name} {image.pixels.shape} {image.pixels.dtype} ".encode())
+        total.update(np.ascontiguousarray(image.pixels))
+    return f"{len(images)} images, {total.hexdigest()[:16]}"
 
 
 def load_images(root: str | os.PathLike | Sequence[str | os.PathLike], gray: bool = True, minimum: int = 1) -> ImageSet:
@@ -134,7 +149,7 @@ def split_for_search(
     """
     if len(images) < 3:
         raise InputError(
-            f"a search needs at least 3 images (for weights, architecture and validation), "
+            f"at least 3 images are needed (for weights, architecture and validation), "
             f"found {len(images)}; add images to the folder"
         )
     ordered = sorted(images, key=lambda image: image.name)

@@ -51,7 +51,11 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence], con
         texts.append(_texts(values))
     for row in zip(*texts, strict=True):
         table.add_row(*map(escape, row))
-    (console or Console()).print(table)
+    if console is None:
+        console = Console()
+        if not console.is_terminal:  # a file or a pipe has no 80 columns to keep to
+            console = Console(width=200)
+    console.print(table)
 
 
 def save_table(file: str | os.PathLike, columns: Sequence[str], rows: Sequence[Sequence]) -> None:

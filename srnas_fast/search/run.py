@@ -3,13 +3,12 @@
 import io
 import json
 import os
-import pickle
 import socket
 import time
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import yaml
@@ -19,12 +18,18 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 from srnas_fast.errors import InputError
 from srnas_fast.files import replacing
 
 FORMAT = "srnas_fast run 1"
 HEADING = "# srnas_fast"  # of config.yaml
-# The settings that a resumed run may change: they say where it computes, not what.
+INPUTS = ("space", "genotype", "images")  # what of a run's config is no option of its command
+# The settings that a resumed run may change: they say where it computes and finds its images, not what.
 FREE = ("out", "device", "threads", "checkpoint_every", "data.root", "data.workers")
 
 
@@ -54,6 +59,8 @@ class RunConfig:
         choose_device(self.device)
         if self.precision not in ("32-true", "bf16-mixed", "16-mixed"):
             raise InputError(f"precision is {self.precision!r}; give 32-true, bf16-mixed or 16-mixed")
+        if self.precision == "16-mixed" and choose_device(self.device).type == "cpu":
+            raise InputError("precision 16-mixed is for GPUs; give bf16-mixed or 32-true on the CPU")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed is {self.seed}; give a whole number from 0 to {2**32 - 1}")
         for name, least in (("threads", 0), ("checkpoint_every", 1)):
@@ -125,17 +132,20 @@ class RunFolder:
             self.checkpoint = read_checkpoint(self.path, kind)
         elif (self.path / "checkpoint.pt").exists():
             raise InputError(f"{self.path} holds a run already; go on with it by --resume, or choose another --out")
-        elif any((self.path / name).exists() for name in ("config.yaml", "log.jsonl")) and not self._is_ours():
+        elif self._holds_other_files():
             raise InputError(f"{self.path} holds a config.yaml or log.jsonl of something else; choose another --out")
         else:
             self._open()
 
-    def _is_ours(self) -> bool:
-        """Whether the folder's settings are those of a run, which ended before its first checkpoint."""
+    def _holds_other_files(self) -> bool:
+        """Whether the folder has files of the names we write, but not from a run that ended before a checkpoint."""
+        config, log = self.path / "config.yaml", self.path / "log.jsonl"
         try:
-            return (self.path / "config.yaml").read_text(encoding="utf-8").startswith(HEADING)
-        except (OSError, UnicodeDecodeError):
-            return False
+            return not config.read_bytes().startswith(HEADING.encode())
+        except FileNotFoundError:
+            return log.exists() and log.stat().st_size > 0
+        except OSError:
+            return config.exists()
 
     def _open(self) -> None:
         """From here on the folder is written to."""
@@ -144,14 +154,15 @@ class RunFolder:
         if log_bytes and (not log.exists() or log.stat().st_size < log_bytes):
             raise InputError(f"{log} has lost what was logged before the checkpoint; start anew in another --out")
         self.path.mkdir(parents=True, exist_ok=True)
+        self._log = open(log, "ab")  # noqa: SIM115 open as long as the run
+        _lock(self._log, self.path)
         for half in self.path.glob(".checkpoint-*.pt"):  # the process was killed while it wrote
             half.unlink()
         with replacing(self.path / "config.yaml") as temporary:
-            settings = {name: value for name, value in self.config.items() if name not in ("space", "genotype")}
+            settings = {name: value for name, value in self.config.items() if name not in INPUTS}
             again = f"srnas-fast {self.kind} ... --config {self.path}/config.yaml"
             heading = f"{HEADING} {self.kind} {self.config['space']}; to use it again: {again}"
             temporary.write_text(heading + "\n" + yaml.safe_dump(settings, sort_keys=False))
-        self._log = open(log, "ab")  # noqa: SIM115 open as long as the run
         self._log.truncate(log_bytes)  # what was logged after the checkpoint will be done, and logged, again
         self._events = _Events(self.path, self.step + 1)
 
@@ -213,6 +224,20 @@ class RunFolder:
             self._events.close()
 
 
+def _lock(log: IO[bytes], folder: Path) -> None:
+    """Keep other processes out of the folder until this one closes the log or ends, in whatever way."""
+    if fcntl is None:
+        return
+    try:
+        # Not flock: workers forked from this process would go on holding it for a while after a SIGKILL.
+        fcntl.lockf(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        log.close()
+        raise InputError(f"another process is running in {folder}; wait for it, or choose another --out") from None
+    except OSError:  # a file system that knows no locks
+        return
+
+
 class _WholeFile(TorchCheckpointIO):
     """Fabric's checkpoints: the old one or the whole new one, on the run's own disk from the start."""
 
@@ -257,12 +282,14 @@ def read_checkpoint(path: str | os.PathLike, kind: str) -> dict[str, Any]:
     if path.is_dir() or not path.suffix:
         path = path / "checkpoint.pt"
     if not path.exists():
-        raise InputError(f"no checkpoint at {path}; give the folder of a run that has saved one")
+        raise InputError(f"no checkpoint at {path}; give the folder of a run that has saved one, or start it anew")
     try:
         with warnings.catch_warnings():  # of formats that are not ours
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, AttributeError, IndexError):
+    except (PermissionError, IsADirectoryError):
+        raise
+    except Exception:  # damaged bytes meet the unpickler in all sorts of ways
         raise InputError(f"{path} is damaged or no PyTorch checkpoint; give the checkpoint.pt of a run") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"{path} is no checkpoint of srnas_fast ({FORMAT!r}); give the checkpoint.pt of a run")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from srnas_fast.data import PatchStream, images_for, loader, split_for_search
+from srnas_fast.data import PatchStream, digest, images_for, loader, split_for_search
 from srnas_fast.errors import InputError
 from srnas_fast.files import replacing
 from srnas_fast.report import draw_architecture, draw_weights, normalised_entropy, print_skipped
@@ -23,6 +23,7 @@ from srnas_fast.spaces import find_space
 
 def search(
     space: str,
+    preset: str = "paper",
     supernet: Any = None,
     data: Any = None,
     loss: Any = None,
@@ -33,10 +34,11 @@ def search(
 
     Args:
         space: name of the search space, such as "hinas-denoise".
-        supernet: size of the supernet, of the space's own type (default: the paper's).
-        data: images and patches, of the space's own type (default: the embedded photographs).
-        loss: of the space's own type (default: the paper's).
-        search: the schedule (default: the paper's).
+        preset: what the groups of settings that are not given are taken from: paper, demo or smoke.
+        supernet: size of the supernet, of the space's own type.
+        data: images and patches, of the space's own type; without a root, the embedded photographs.
+        loss: of the space's own type.
+        search: the schedule.
         run: folder, seed, device.
 
     Returns:
@@ -46,10 +48,17 @@ def search(
         InputError: settings, images or a checkpoint that cannot be used.
         OSError: the run's folder cannot be written.
         KeyboardInterrupt: stopped by the user, after a checkpoint was written.
+
+    Example::
+
+        from srnas_fast.search import RunConfig, search
+        search("hinas-denoise", preset="demo", run=RunConfig(out="runs/a"))
     """
     the = find_space(space)
-    supernet, data, loss = supernet or the.supernet_config(), data or the.data(), loss or the.loss()
-    schedule, run = search or BilevelConfig(), run or RunConfig()
+    start = the.search_preset(preset)
+    supernet = supernet or the.supernet_config(**start["supernet"])
+    data, loss = data or the.data(**start["data"]), loss or the.loss(**start["loss"])
+    schedule, run = search or BilevelConfig(**start["search"]), run or RunConfig()
     if schedule.validate_from > schedule.epochs:
         raise InputError(
             f"search.validate_from is {schedule.validate_from}, after the last of {schedule.epochs} epochs: no "
@@ -64,6 +73,7 @@ def search(
 
     config = {
         "space": space,
+        "images": digest(found.images),
         "supernet": asdict(supernet),
         "data": asdict(data),
         "loss": asdict(loss),

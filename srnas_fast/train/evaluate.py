@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,9 +40,9 @@ def non_local_means(noisy: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def evaluate(
-    runs: Sequence[str],
+    runs: str | os.PathLike | Sequence[str | os.PathLike],
     root: str | None = None,
-    sigma: Sequence[float] = (),
+    sigma: float | Sequence[float] = (),
     out: str | None = None,
     nlm: bool = True,
     seed: int = 0,
@@ -54,7 +55,7 @@ def evaluate(
         runs: folders of trainings, or their checkpoints, of one search space.
         root: folder of test images or a BSD500 root (default: the photographs held out from training).
         sigma: standard deviations of the noise on the [0, 255] scale (default: those of the first run's training).
-        out: folder for ``evaluation.csv`` and ``comparison.png`` (default: the first run's folder is left alone).
+        out: folder for ``evaluation.csv``, ``costs.csv`` and ``comparison.png`` (default: nothing is written).
         nlm: also measure scikit-image's non-local means, which is told the noise level.
         seed: of the noise, which is the same for all methods.
         tile: height and width in pixels in which large images are cut, 0 for never; the result is the same.
@@ -69,6 +70,8 @@ def evaluate(
 
     PSNR and SSIM are of gray images clipped to [0, 255], not rounded, without a border crop.
     """
+    runs = [runs] if isinstance(runs, str | os.PathLike) else runs
+    sigma = [sigma] if isinstance(sigma, int | float) else sigma
     trained, target = [load_network(run) for run in runs], choose_device(device)
     if not trained:
         raise InputError("no network to evaluate; give the folder of a training")
@@ -86,6 +89,8 @@ def evaluate(
     for the in trained:
         the.network.to(target)
 
+    if out is not None:  # before the work, not after it
+        Path(out).mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     pictures = []
     for level in sigma:
@@ -126,9 +131,11 @@ def evaluate(
         [name, count_parameters(the.network), multi_adds(the.network, x)]
         for name, the in zip(names, trained, strict=True)
     ]
-    show_table("cost", ["network", "parameters", f"Multi-Adds at {COUNTED_AT}x{COUNTED_AT}"], costs)
+    columns = ["network", "parameters", f"Multi-Adds at {COUNTED_AT}x{COUNTED_AT}"]
+    show_table("cost", columns, costs)
     if out is not None:
         save_table(f"{out}/evaluation.csv", list(rows[0]), [list(row.values()) for row in rows])
+        save_table(f"{out}/costs.csv", columns, costs)
         draw_comparison(f"{out}/comparison.png", pictures)
-        print(f"written: {out}/evaluation.csv, comparison.png")
+        print(f"written: {out}/evaluation.csv, costs.csv, comparison.png")
     return rows

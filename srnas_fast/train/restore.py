@@ -32,12 +32,14 @@ def restore_pixels(network: nn.Module, pixels: np.ndarray, device: torch.device,
 
 def restore(
     run: str,
-    images: Sequence[str | os.PathLike],
+    images: str | os.PathLike | Sequence[str | os.PathLike],
     out: str = "restored",
     tile: int = 512,
     device: str = "auto",
 ) -> list[str]:
-    """Restore images with a trained network and write them under the same names.
+    """Restore images with a trained network and write them, 8 bits a channel, under the same names.
+
+    PNG and TIFF keep their format; the others become PNG, which adds no loss.
 
     Gray and colour images of any size; colour channel by channel, since the network is a gray one; transparency is
     kept. Images that cannot be read are named, skipped and counted.
@@ -57,6 +59,7 @@ def restore(
             overwrite an image it was made from, or another result.
         OSError: the folder cannot be written.
     """
+    images = [images] if isinstance(images, str | os.PathLike) else images
     if not images:
         raise InputError("no images to restore; give image files or folders of them")
     trained, target = load_network(run), choose_device(device)
@@ -65,7 +68,6 @@ def restore(
     for root in map(Path, images):
         for path in find_images(root):
             name = path.relative_to(root) if root.is_dir() else Path(path.name)
-            # What cannot be written in its own format without loss of what was restored becomes PNG.
             result = Path(out) / (
                 name if FORMATS.get(path.suffix.lower()) in ("PNG", "TIFF") else name.with_suffix(".png")
             )

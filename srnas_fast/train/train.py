@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from srnas_fast.data import PatchStream, images_for, loader, split_for_search
+from srnas_fast.data import PatchStream, digest, images_for, loader, split_for_search
 from srnas_fast.errors import InputError
 from srnas_fast.files import replacing
 from srnas_fast.metrics import count_parameters
@@ -83,6 +83,7 @@ class TrainConfig:
 
 def train(
     genotype: str | os.PathLike,
+    preset: str = "paper",
     network: Any = None,
     data: Any = None,
     loss: Any = None,
@@ -93,11 +94,12 @@ def train(
 
     Args:
         genotype: a ``genotype.json`` or the folder of a search.
-        network: size of the network, of the space's own type (default: the paper's).
-        data: images and patches, of the space's own type (default: the embedded photographs, the paper's patches).
-            One image in fifty, at least one, is held out to measure on.
-        loss: of the space's own type (default: the paper's for retraining).
-        train: the recipe (default: the paper's).
+        preset: what the groups of settings that are not given are taken from: paper, demo or smoke.
+        network: size of the network, of the space's own type.
+        data: images and patches, of the space's own type; without a root, the embedded photographs. One image in
+            fifty, at least one, is held out to measure on.
+        loss: of the space's own type.
+        train: the recipe.
         run: folder, seed, device.
 
     Returns:
@@ -107,12 +109,18 @@ def train(
         InputError: a genotype, settings, images or a checkpoint that cannot be used.
         OSError: the run's folder cannot be written.
         KeyboardInterrupt: stopped by the user, after a checkpoint was written.
+
+    Example::
+
+        from srnas_fast.search import RunConfig
+        from srnas_fast.train import train
+        train("runs/a", preset="demo", run=RunConfig(out="runs/b"))
     """
     the, found_genotype = read_genotype(genotype)
-    paper = the.train_preset("paper")
-    network = network or the.network_config()
-    data, loss = data or the.data(**paper["data"]), loss or the.loss(**paper["loss"])
-    recipe, run = train or TrainConfig(), run or RunConfig()
+    start = the.train_preset(preset)
+    network = network or the.network_config(**start["network"])
+    data, loss = data or the.data(**start["data"]), loss or the.loss(**start["loss"])
+    recipe, run = train or TrainConfig(**start["train"]), run or RunConfig()
 
     found = images_for(data.root, "train", minimum=max(data.patch, SSIM_WINDOW))
     print_skipped(found.skipped)
@@ -122,6 +130,7 @@ def train(
     config = {
         "space": the.name,
         "genotype": asdict(found_genotype),
+        "images": digest(found.images),
         "network": asdict(network),
         "data": asdict(data),
         "loss": asdict(loss),
