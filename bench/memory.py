@@ -23,7 +23,7 @@ from srnas_fast.mixed import PlainMixedOp
 from srnas_fast.report import show_table
 from srnas_fast.search import Bilevel, BilevelConfig, RunConfig
 from srnas_fast.search.bilevel import frozen
-from srnas_fast.search.run import memory_format
+from srnas_fast.search.run import to_device
 from srnas_fast.spaces import find_space
 
 RESULTS = Path(__file__).parent / "results" / "memory.csv"
@@ -62,7 +62,7 @@ def search_step(name: str, mixed_op: Callable[..., nn.Module]) -> tuple[Callable
         search.weight_step(noisy, clean, epoch=0)
 
     def held() -> float:
-        x = fabric.to_device(noisy).contiguous(memory_format=memory_format(fabric.device))
+        (x,) = to_device(fabric, noisy)
         with frozen(supernet.architecture_parameters()), LiveMemory() as graph:
             y = supernet(x)  # noqa: F841 it is what holds the graph
             return graph.held()
@@ -96,10 +96,12 @@ CASES = {"hinas-denoise": lambda mixed_op: search_step("hinas-denoise", mixed_op
 def commit() -> str:
     """The commit measured, with a + where the tree differs from it."""
     here = Path(__file__).parent
-    run = lambda *command: subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip()  # noqa: E731
-    return run("git", "rev-parse", "--short", "HEAD") + (
-        "+" if run("git", "status", "--porcelain", "--", "..", ":!results") else ""
-    )
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True).stdout.strip()
+
+    differs = git("status", "--porcelain", "--", "..", ":!results")
+    return git("rev-parse", "--short", "HEAD") + ("+" if differs else "")
 
 
 def main() -> None:

@@ -65,7 +65,7 @@ def demo(out: str = "runs/demo", preset: str = "demo") -> list[dict[str, Any]]:
     """
     from srnas_fast.data import noisy_image, photographs, write_image
     from srnas_fast.search import RunConfig, search
-    from srnas_fast.train import evaluate, load_network, restore, train
+    from srnas_fast.train import evaluate, restore, train
 
     folder = Path(out)
     if folder.exists() and any(folder.iterdir()):
@@ -75,9 +75,9 @@ def demo(out: str = "runs/demo", preset: str = "demo") -> list[dict[str, Any]]:
     print(f"2/4 train its network ({folder}/train)")
     train(folder / "search", preset, run=RunConfig(out=f"{folder}/train"))
     print("3/4 measure it on photographs it has not seen")
-    (sigma,) = load_network(folder / "train").config["data"]["sigma"]
-    rows = evaluate([f"{folder}/train"], sigma=[sigma], out=str(folder))
+    rows = evaluate(folder / "train", out=str(folder))
     print("4/4 restore them")
+    sigma = rows[0]["sigma"]
     for image in photographs("test"):
         write_image(folder / "noisy" / f"{image.name}.png", noisy_image(image.pixels, sigma, 0, image.name))
     restore(f"{folder}/train", [folder / "noisy"], out=f"{folder}/restored")
@@ -143,8 +143,6 @@ def _overview() -> str:
             "srnas-fast COMMAND ...: search image-restoration networks on one ordinary GPU, or without one",
             "",
             *lines,
-        ]
-        + [
             "",
             "`srnas-fast COMMAND --help` explains the arguments; `srnas-fast --version` tells the version.",
         ]
@@ -176,7 +174,7 @@ def _run_evaluate(argv: list[str]) -> None:
         default=(),
         help="noise levels on the [0, 255] scale (default: the training's)",
     )
-    parser.add_argument("--out", metavar="DIR", help="also write evaluation.csv and comparison.png there")
+    parser.add_argument("--out", metavar="DIR", help="also write evaluation.csv, costs.csv and comparison.png there")
     parser.add_argument("--no-nlm", dest="nlm", action="store_false", help="leave out scikit-image's non-local means")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     _add_tile_and_device(parser)

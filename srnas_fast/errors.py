@@ -1,4 +1,7 @@
-"""The one exception for what a user can mend: a wrong argument, file or folder."""
+"""The one exception for what a user can mend, and the checks of numbers that raise it."""
+
+import math
+from typing import Any
 
 
 class InputError(ValueError):
@@ -12,3 +15,28 @@ class InputError(ValueError):
     ...
     srnas_fast.errors.InputError: patch is 0 pixels; give a whole number from 1 up
     """
+
+
+def require_whole(settings: Any, group: str, **least: int) -> None:
+    """Refuse a field of a configuration that is below its least whole number.
+
+    Args:
+        settings: has the fields.
+        group: what stands before the field's name on the command line, with its dot, or "".
+        least: field -> least value.
+
+    Raises:
+        InputError: names the field, its value and what is accepted.
+    """
+    for name, bound in least.items():
+        if getattr(settings, name) < bound:
+            raise InputError(f"{group}{name} is {getattr(settings, name)}; give a whole number from {bound} up")
+
+
+def require_number(settings: Any, group: str, above: list[str], least: list[str]) -> None:
+    """Refuse fields that are not finite, not above 0 (``above``) or below 0 (``least``); raises InputError."""
+    for name in above + least:
+        value = getattr(settings, name)
+        if not (math.isfinite(value) and (value > 0 if name in above else value >= 0)):
+            accepted = "above 0" if name in above else "from 0 up"
+            raise InputError(f"{group}{name} is {value}; give a number {accepted}")

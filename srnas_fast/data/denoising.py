@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from srnas_fast.data.folder import NamedImage
 from srnas_fast.data.randomness import generator
-from srnas_fast.errors import InputError
+from srnas_fast.errors import InputError, require_whole
 
 
 @dataclass
@@ -46,10 +46,7 @@ class DenoisingData:
     validation_crop: int = 256
 
     def __post_init__(self):
-        for name, least in (("patch", 1), ("batch", 1), ("workers", 0), ("validation_crop", 0)):
-            value = getattr(self, name)
-            if value < least:
-                raise InputError(f"data.{name} is {value}; give a whole number from {least} up")
+        require_whole(self, "data.", patch=1, batch=1, workers=0, validation_crop=0)
         if 0 < self.validation_crop < 11:
             raise InputError(f"data.validation_crop is {self.validation_crop}; SSIM needs 11 pixels, or 0 for no crop")
         if not self.sigma:

@@ -9,8 +9,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from srnas_fast.errors import InputError
-from srnas_fast.search.run import memory_format
+from srnas_fast.errors import InputError, require_number, require_whole
+from srnas_fast.search.run import memory_format, to_device
 
 
 @dataclass
@@ -45,16 +45,13 @@ class BilevelConfig:
     validate_from: int = 61
 
     def __post_init__(self):
-        least = {"epochs": 1, "warmup_epochs": 0, "steps": 0, "cosine_epochs": 1, "validate_from": 1}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise InputError(f"search.{name} is {getattr(self, name)}; give a whole number from {bound} up")
-        for name in ("learning_rate", "architecture_learning_rate"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise InputError(f"search.{name} is {getattr(self, name)}; give a number above 0")
-        for name in ("final_learning_rate", "momentum", "weight_decay", "architecture_weight_decay"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise InputError(f"search.{name} is {getattr(self, name)}; give a number from 0 up")
+        require_whole(self, "search.", epochs=1, warmup_epochs=0, steps=0, cosine_epochs=1, validate_from=1)
+        require_number(
+            self,
+            "search.",
+            above=["learning_rate", "architecture_learning_rate"],
+            least=["final_learning_rate", "momentum", "weight_decay", "architecture_weight_decay"],
+        )
         if self.warmup_epochs >= self.epochs:
             raise InputError(
                 f"search.warmup_epochs is {self.warmup_epochs} of {self.epochs} epochs: the architecture would never "
@@ -127,8 +124,7 @@ class Bilevel:
             return self._step(self.weights, noisy, clean)
 
     def _step(self, optimizer: torch.optim.Optimizer, noisy: Tensor, clean: Tensor) -> float:
-        layout = memory_format(self.fabric.device)
-        noisy, clean = (self.fabric.to_device(part).contiguous(memory_format=layout) for part in (noisy, clean))
+        noisy, clean = to_device(self.fabric, noisy, clean)
         optimizer.zero_grad()
         loss = self.loss(self.model(noisy), clean)
         self.fabric.backward(loss)

@@ -17,13 +17,14 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
+from torch import Tensor
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
 
-from srnas_fast.errors import InputError
+from srnas_fast.errors import InputError, require_whole
 from srnas_fast.files import replacing
 
 FORMAT = "srnas_fast run 1"
@@ -63,9 +64,7 @@ class RunConfig:
             raise InputError("precision 16-mixed is for GPUs; give bf16-mixed or 32-true on the CPU")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed is {self.seed}; give a whole number from 0 to {2**32 - 1}")
-        for name, least in (("threads", 0), ("checkpoint_every", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}; give a whole number from {least} up")
+        require_whole(self, "", threads=0, checkpoint_every=1)
 
     def fabric(self) -> Fabric:
         """Lightning Fabric on that device, with the random state of the seed."""
@@ -103,6 +102,11 @@ def flat(settings: dict[str, Any], joint: str = ".") -> dict[str, Any]:
         nested = flat(value, joint) if isinstance(value, dict) else None
         result |= {name: value} if nested is None else {f"{name}{joint}{key}": v for key, v in nested.items()}
     return result
+
+
+def to_device(fabric: Fabric, *batch: Tensor) -> list[Tensor]:
+    """The tensors of a batch on the device of the run, in the layout that its network has there."""
+    return [fabric.to_device(part).contiguous(memory_format=memory_format(fabric.device)) for part in batch]
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
@@ -218,6 +222,11 @@ class RunFolder:
         if torch.cuda.is_available() and "cuda" in self.checkpoint["random"]:
             torch.cuda.set_rng_state(self.checkpoint["random"]["cuda"])
         self._open()
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write ``result.json``, the figures at the end."""
+        with replacing(self.path / "result.json") as temporary:
+            temporary.write_text(json.dumps(result, indent=1) + "\n")
 
     def close(self) -> None:
         with self._log:  # closed also where the disk is full

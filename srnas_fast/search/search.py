@@ -1,6 +1,5 @@
 """``search``: from a folder of images to a genotype."""
 
-import json
 import math
 import shlex
 from dataclasses import asdict
@@ -12,7 +11,6 @@ from torch import nn
 
 from srnas_fast.data import PatchStream, digest, images_for, loader, split_for_search
 from srnas_fast.errors import InputError
-from srnas_fast.files import replacing
 from srnas_fast.report import draw_architecture, draw_weights, normalised_entropy, print_skipped
 from srnas_fast.search.bilevel import Bilevel, BilevelConfig
 from srnas_fast.search.loop import run_steps
@@ -150,8 +148,7 @@ def search(
         "steps": total,
         "skipped_images": len(found.skipped),
     }
-    with replacing(folder.path / "result.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
+    folder.write_result(result)
     print(f"{genotype}\nsearched: {folder.path}/genotype.json, architecture.png, weights.png")
     return result
 

@@ -112,9 +112,10 @@ def evaluate(
                 }
                 for method, result in restored.items()
             ]
-            captions = {r["method"]: (restored[r["method"]], f"{r['psnr']:.2f} dB") for r in row}
-            pictures.append((f"{image.name}, sigma {level:g}", {"clean": clean} | captions))
             rows += row
+            if out is not None:
+                captioned = {r["method"]: (restored[r["method"]], f"{r['psnr']:.2f} dB") for r in row}
+                pictures.append((f"{image.name}, sigma {level:g}", {"clean": clean} | captioned))
         methods = list(restored)
         for method in methods:
             of = [r for r in rows if r["method"] == method and r["sigma"] == level]

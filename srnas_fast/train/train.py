@@ -1,7 +1,5 @@
 """``train``: from a genotype to a trained network."""
 
-import json
-import math
 import os
 import shlex
 from collections.abc import Iterator
@@ -12,12 +10,11 @@ import torch
 from torch import nn
 
 from srnas_fast.data import PatchStream, digest, images_for, loader, split_for_search
-from srnas_fast.errors import InputError
-from srnas_fast.files import replacing
+from srnas_fast.errors import InputError, require_number, require_whole
 from srnas_fast.metrics import count_parameters
 from srnas_fast.report import draw_architecture, print_skipped
 from srnas_fast.search.loop import run_steps
-from srnas_fast.search.run import RunConfig, RunFolder, memory_format, run_settings
+from srnas_fast.search.run import RunConfig, RunFolder, memory_format, run_settings, to_device
 from srnas_fast.search.validation import SSIM_WINDOW, validate, validation_pairs
 from srnas_fast.train.checkpoint import read_genotype
 
@@ -49,15 +46,8 @@ class TrainConfig:
     validate_every: int = 1000
 
     def __post_init__(self):
-        for name, least in (("iterations", 1), ("warmup", 0), ("validate_every", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"train.{name} is {getattr(self, name)}; give a whole number from {least} up")
-        for name in ("learning_rate", "clip"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise InputError(f"train.{name} is {getattr(self, name)}; give a number above 0")
-        for name in ("power", "momentum", "weight_decay"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise InputError(f"train.{name} is {getattr(self, name)}; give a number from 0 up")
+        require_whole(self, "train.", iterations=1, warmup=0, validate_every=1)
+        require_number(self, "train.", above=["learning_rate", "clip"], least=["power", "momentum", "weight_decay"])
         if self.optimizer not in ("sgd", "adam"):
             raise InputError(f"train.optimizer is {self.optimizer!r}; give sgd or adam")
 
@@ -154,9 +144,7 @@ def train(
         nonlocal last, note
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step) * group["rate_factor"]
-        noisy, clean = (
-            fabric.to_device(part).contiguous(memory_format=memory_format(fabric.device)) for part in next(batches)
-        )
+        noisy, clean = to_device(fabric, *next(batches))
         optimizer.zero_grad()
         value = loss(model(noisy), clean)
         fabric.backward(value)
@@ -195,7 +183,6 @@ def train(
         "steps": recipe.iterations,
         "skipped_images": len(found.skipped),
     }
-    with replacing(folder.path / "result.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
+    folder.write_result(result)
     print(f"trained: {folder.path}/checkpoint.pt, {result['parameters']:,} parameters, {note or 'finished before'}")
     return result

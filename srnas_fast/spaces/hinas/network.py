@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from srnas_fast.errors import InputError
+from srnas_fast.errors import require_whole
 from srnas_fast.spaces.hinas.genotype import INPUTS_PER_NODE, WIDTHS, Genotype
 from srnas_fast.spaces.hinas.operations import (
     ACTIVATIONS,
@@ -35,8 +35,7 @@ class NetworkConfig:
     pyramid: bool = False
 
     def __post_init__(self):
-        if self.filters < 2:
-            raise InputError(f"network.filters is {self.filters}; give a whole number from 2 up")
+        require_whole(self, "network.", filters=2)
 
 
 class DerivedCell(nn.Module):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from srnas_fast.errors import InputError
+from srnas_fast.errors import InputError, require_whole
 from srnas_fast.mixed import MixedOp
 from srnas_fast.simplex import masked_softmax
 from srnas_fast.spaces.hinas.genotype import WIDTHS, Genotype, derive_cell, derive_path, edges_of
@@ -33,9 +33,7 @@ class SupernetConfig:
     activation: str = "leaky"
 
     def __post_init__(self):
-        for name, least in (("filters", 2), ("layers", 1), ("nodes", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"supernet.{name} is {getattr(self, name)}; give a whole number from {least} up")
+        require_whole(self, "supernet.", filters=2, layers=1, nodes=1)
         if self.activation not in ACTIVATIONS:
             raise InputError(f"supernet.activation is {self.activation!r}; known: {', '.join(ACTIVATIONS)}")
 
@@ -155,14 +153,18 @@ class Supernet(nn.Module):
         architecture = {id(p) for p in self.architecture_parameters()}
         return [p for p in self.parameters() if id(p) not in architecture]
 
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        """alpha and beta as weights; illegal moves weigh exactly nothing."""
+        return self.alpha.softmax(dim=-1), masked_softmax(self.beta, self.legal)
+
     def architecture_weights(self) -> dict[str, tuple[list[str], Tensor]]:
         """For each group its column labels and its weights (rows, columns) after softmax."""
-        alpha, beta = self.alpha.softmax(dim=-1), masked_softmax(self.beta, self.legal)
+        alpha, beta = self._weights()
         groups = {f"alpha, layer {i + 1}": (list(CANDIDATES), rows) for i, rows in enumerate(alpha)}
         return groups | {"beta": (["narrower", "same", "wider"], beta)}
 
     def forward(self, x: Tensor) -> Tensor:
-        alpha, beta = self.alpha.softmax(dim=-1), masked_softmax(self.beta, self.legal)
+        alpha, beta = self._weights()
         stem = self.stem1(x)
         hidden = {0: self.stem2(stem)}
         earlier = {0: self.reduce1(stem)}
@@ -182,7 +184,7 @@ class Supernet(nn.Module):
     @torch.no_grad()
     def genotype(self) -> Genotype:
         """The discrete architecture: two inputs per node with their best operation, and the likeliest path."""
-        alpha, beta = self.alpha.softmax(dim=-1), masked_softmax(self.beta, self.legal)
+        alpha, beta = self._weights()
         cells = [derive_cell(rows, self.config.nodes) for rows in alpha]
         moves = [
             {h: {g: beta[row, column].item() for g, column in targets.items()} for h, (row, targets) in steps.items()}
