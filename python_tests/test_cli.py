@@ -125,6 +125,8 @@ GENOTYPES = {
     "word-for-cells": {"space": "hinas-denoise", "cells": "abc", "path": [0]},
     "word-for-an-input": {"space": "hinas-denoise", "cells": [[["con_c_3x3", "x"], ["con_c_3x3", 1]]], "path": [0]},
     "word-for-a-width": {"space": "hinas-denoise", "cells": [EDGES], "path": ["x"]},
+    "endless-width": {"space": "hinas-denoise", "cells": [EDGES], "path": [float("inf")]},
+    "bottomless": "[" * 100_000,
     "null-for-a-width": {"space": "hinas-denoise", "cells": [EDGES], "path": [None]},
     "unknown-operation": {"space": "hinas-denoise", "cells": [[["con9", 0], ["con9", 1]]], "path": [0]},
     "unknown-activation": {"space": "hinas-denoise", "cells": [EDGES], "path": [0], "activation": "gelu"},

@@ -202,6 +202,7 @@ def test_genotype_round_trip_and_text(tmp_path):
         ({"cells": [[("skip_connect", 2), ("skip_connect", 1)]], "path": [0]}, "below 2"),
         ({"cells": [CELL_A[:3]], "path": [0]}, "3 edges"),
         ({"cells": [CELL_A], "path": [0], "activation": "gelu"}, "gelu"),
+        ({"cells": [CELL_A], "path": [float("inf")]}, "no HiNAS genotype"),
         ([1, 2], "no HiNAS genotype"),
     ],
 )

@@ -26,7 +26,7 @@ def read_genotype(path: str | os.PathLike) -> tuple[Space, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"no genotype at {path}; give a genotype.json or the folder of a finished search") from None
-    except ValueError:  # neither JSON nor text
+    except (ValueError, RecursionError):  # neither JSON nor text, or nested beyond reason
         raise InputError(f"{path} is not JSON; give the genotype.json that a search wrote") from None
     if not isinstance(data, dict) or not isinstance(data.get("space"), str):
         raise InputError(f"{path} is no genotype: it names no search space; give the genotype.json that a search wrote")

@@ -97,7 +97,7 @@ class Genotype:
             return cls(cells, [int(width) for width in data["path"]], data.get("activation", "leaky"))
         except InputError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise InputError(f"this is no HiNAS genotype, it lacks or spoils {error}") from None
 
     def __str__(self) -> str:
