@@ -21,6 +21,7 @@ REQUIRES = [
     "rich>=13.7",
     "safetensors>=0.4",
     "scikit-image>=0.23",
+    "setuptools>=70",  # torch.utils.cpp_extension imports it
     "tensorboard>=2.16",
     "tifffile>=2023.8",
     "torch>=2.6",

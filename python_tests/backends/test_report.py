@@ -1,5 +1,6 @@
 import stat
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 
 import srnas_fast
 from srnas_fast.backends import report
+from srnas_fast.backends.build import Build
+from srnas_fast.backends.toolchain import Unavailable
 
 AMPERE_BUILD = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 
@@ -23,11 +26,53 @@ def test_sections_and_rows():
     assert dict(sections["machine"])["torch threads"].startswith(str(torch.get_num_threads()))
 
 
-def test_only_the_reference_computes_in_this_version():
-    backends = dict(report.environment()["backends"])
-    assert list(backends) == ["reference", "cpu", "triton", "cuda"]
-    assert backends.pop("reference").startswith("available")
-    assert all(value.startswith("not available: no kernels in this version") for value in backends.values())
+def backends(**options):
+    return dict(report.environment(**options)["backends"])
+
+
+@pytest.fixture
+def never_built(monkeypatch):
+    monkeypatch.delenv("SRNAS_FAST_BACKEND", raising=False)
+    monkeypatch.setattr(report.cpu, "outcome", lambda: pytest.fail("nothing is to be built"))
+
+
+def test_backends_without_building(never_built):
+    rows = backends()
+    assert list(rows) == ["reference", "cpu", "triton", "cuda"]
+    assert rows["reference"] == "available: plain torch, on any device"
+    assert rows["cpu"].startswith("built at first use (found here: ")
+    assert all(rows[name].startswith("not available: no kernels in this version") for name in ("triton", "cuda"))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "shown"),
+    [
+        (
+            Build(None, Path("/cache/a"), 7.2),
+            "available: C++ for float32 and float64 on the CPU, built in 7 s just now",
+        ),
+        (Build(None, Path("/cache/a"), None), "available: C++ for float32 and float64 on the CPU, from the cache"),
+        (Unavailable("there is no compiler", "install one"), "not available: there is no compiler; install one"),
+    ],
+)
+def test_backends_after_building(monkeypatch, outcome, shown):
+    monkeypatch.delenv("SRNAS_FAST_BACKEND", raising=False)
+    monkeypatch.setattr(report.cpu, "outcome", lambda: outcome)
+    assert backends(build=True)["cpu"].startswith(shown)
+
+
+def test_a_forced_backend_is_marked(monkeypatch, never_built):
+    for name in ("reference", "triton", "cuda"):
+        monkeypatch.setenv("SRNAS_FAST_BACKEND", name)
+        rows = backends(build=True)
+        assert [row for row in rows if rows[row].endswith("; forced by SRNAS_FAST_BACKEND")] == [name]
+        assert rows["cpu"] == f"switched off by SRNAS_FAST_BACKEND={name}"
+
+
+def test_a_forced_backend_that_is_none_is_a_warning(monkeypatch, never_built):
+    monkeypatch.setenv("SRNAS_FAST_BACKEND", "gpu")
+    [(name, warning)] = report.environment()["warnings"]
+    assert name == "SRNAS_FAST_BACKEND" and "accepted are reference, cpu, triton, cuda" in warning
 
 
 def test_text_holds_every_row():

@@ -1,4 +1,4 @@
-"""What this machine can do: versions, compilers, devices and backends, as rows of text. Builds nothing."""
+"""What this machine can do: versions, compilers, devices and backends, as rows of text."""
 
 import os
 import platform
@@ -12,6 +12,10 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from srnas_fast import __version__
+from srnas_fast.backends import cpu
+from srnas_fast.backends.choice import VARIABLE, forced
+from srnas_fast.backends.toolchain import Unavailable
+from srnas_fast.errors import InputError
 
 PACKAGES = (
     "torch",
@@ -33,8 +37,12 @@ COMPILERS = ("c++", "g++", "clang++", "nvcc", "ninja")
 Rows = list[tuple[str, str]]
 
 
-def environment() -> dict[str, Rows]:
+def environment(build: bool = False) -> dict[str, Rows]:
     """Sections of (name, value) rows: versions, machine, compilers, devices, backends and, if any, warnings.
+
+    Args:
+        build: find out whether the C++ kernels work, which builds them if no build is in the cache (seconds); otherwise
+            say only what a build would find here.
 
     >>> sections = environment()
     >>> list(sections)[:5]
@@ -44,26 +52,27 @@ def environment() -> dict[str, Rows]:
     """
     compilers = {name: _compiler(name) for name in COMPILERS}
     devices, cautions = _devices()
+    backends, misnamed = _backends(compilers, build)
     sections = {
         "versions": _versions(),
         "machine": _machine(),
         "compilers": [(name, found or "not found") for name, found in compilers.items()],
         "devices": devices,
-        "backends": _backends(compilers),
+        "backends": backends,
     }
-    if cautions:
-        sections["warnings"] = cautions
+    if cautions + misnamed:
+        sections["warnings"] = cautions + misnamed
     return sections
 
 
 def describe() -> str:
-    """The report as plain text, to print or to paste into a bug report.
+    """The report as plain text, to print or to paste into a bug report; builds the C++ kernels if no build is there.
 
     >>> print(describe().splitlines()[0])
     versions
     """
     lines = []
-    for section, rows in environment().items():
+    for section, rows in environment(build=True).items():
         width = max(len(name) for name, _ in rows)
         lines += [section, *(f"  {name:<{width}}  {value}" for name, value in rows), ""]
     return "\n".join(lines)
@@ -194,8 +203,12 @@ def _devices() -> tuple[Rows, Rows]:
     return rows, cautions
 
 
-def _backends(compilers: dict[str, str | None]) -> Rows:
-    """Which backends compute in this version: one, and for the others what they will find here."""
+def _backends(compilers: dict[str, str | None], build: bool) -> tuple[Rows, Rows]:
+    """Which backends compute here, why the others do not, which one is forced; and a warning if that is not one."""
+    try:
+        choice, cautions = forced(), []
+    except InputError as error:
+        choice, cautions = None, [(VARIABLE, str(error))]
     host = next((name for name in ("c++", "g++", "clang++") if compilers[name]), None)
     device = "a CUDA device" if torch.cuda.is_available() else "no CUDA device"
     try:
@@ -207,7 +220,25 @@ def _backends(compilers: dict[str, str | None]) -> Rows:
         "triton": f"{triton}, {device}",
         "cuda": f"{'nvcc' if compilers['nvcc'] else 'no nvcc'}, {device}",
     }
-    return [
-        ("reference", "available: plain torch, on any device"),
-        *((name, f"not available: no kernels in this version (found here: {what})") for name, what in found.items()),
-    ]
+    rows = {
+        "reference": "available: plain torch, on any device",
+        "cpu": _cpu(choice, build) or f"built at first use (found here: {found['cpu']})",
+        "triton": f"not available: no kernels in this version (found here: {found['triton']})",
+        "cuda": f"not available: no kernels in this version (found here: {found['cuda']})",
+    }
+    if choice:
+        rows[choice] += f"; forced by {VARIABLE}"
+    return list(rows.items()), cautions
+
+
+def _cpu(choice: str | None, build: bool) -> str | None:
+    """What is known of the C++ kernels; None if they were not tried and are not to be built now."""
+    if choice not in (None, "cpu"):
+        return f"switched off by {VARIABLE}={choice}"
+    if not build:
+        return None
+    outcome = cpu.outcome()
+    if isinstance(outcome, Unavailable):
+        return f"not available: {outcome.reason}; {outcome.remedy}"
+    origin = "from the cache" if outcome.seconds is None else f"built in {outcome.seconds:.0f} s just now"
+    return f"available: C++ for float32 and float64 on the CPU, {origin} ({outcome.folder})"

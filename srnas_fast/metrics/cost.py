@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from srnas_fast.primitives.flops import hand_over
+
 
 def count_parameters(module: nn.Module) -> int:
     """Number of learnable values in ``module``, a parameter shared by several layers counted once.
@@ -26,6 +28,7 @@ def multi_adds(module: nn.Module, *inputs: torch.Tensor) -> int:
     >>> multi_adds(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 10, 10)) == 3 * 8 * 9 * 100
     True
     """
+    hand_over()
     training = [(child, child.training) for child in module.modules()]
     module.eval()
     try:
