@@ -1,5 +1,6 @@
 """MixedOp against the plain weighted sum: same numbers, less kept, nothing done that nobody asked for."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from srnas_fast import MixedOp
 from srnas_fast.errors import InputError
-from srnas_fast.mixed import PlainMixedOp
+from srnas_fast.metrics import LiveMemory
+from srnas_fast.mixed import PlainMixedOp, Sine
 
 
 class Zero(nn.Module):
@@ -130,22 +132,29 @@ def test_gradients_nobody_needs_are_not_computed():
 
 
 def test_frozen_convolution_gets_no_weight_gradient():
-    """Counted where it is done: the convolution's backward is asked for dx alone."""
+    """Counted where it is done: the convolution's backward is asked for dx alone, unless a weight needs the other."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Masks(TorchDispatchMode):
-        seen = []
+        def __init__(self):
+            super().__init__()
+            self.seen = []
 
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             if func is torch.ops.aten.convolution_backward.default:
                 self.seen.append(tuple(args[10]))
             return func(*args, **(kwargs or {}))
 
-    op = MixedOp([nn.Conv2d(3, 3, 3, padding=1), nn.Identity()]).requires_grad_(False)
-    x, weights = torch.randn(1, 3, 4, 4, requires_grad=True), torch.rand(2, requires_grad=True)
-    with Masks() as masks:
-        op(x, weights).sum().backward()
-    assert masks.seen == [(True, False, False)]
+    x = torch.randn(1, 3, 4, 4, requires_grad=True)
+    for wanted, norm, mask in [
+        (False, nn.Identity(), (True, False, False)),
+        (True, nn.Identity(), (True, True, False)),  # dw is the inner product of the kernel with its gradient
+        (True, nn.BatchNorm2d(3), (True, False, False)),  # the output is made again and gives dw
+    ]:
+        op = MixedOp([nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), norm), nn.Identity()]).requires_grad_(False)
+        with Masks() as masks:
+            op(x, torch.rand(2, requires_grad=wanted)).sum().backward()
+        assert masks.seen == [mask]
 
 
 def test_running_statistics_move_once():
@@ -424,6 +433,124 @@ def test_state_dict_is_the_plain_one():
 def test_bad_input_is_named(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def fused():
+    def half(size):
+        return [nn.ReLU(), nn.Conv2d(3, 3, size, padding=size // 2, groups=3, bias=False), nn.Conv2d(3, 3, 1)]
+
+    def dense(size, dilation=1):
+        return nn.Sequential(nn.ReLU(), nn.Conv2d(3, 3, size, padding=dilation * (size // 2), dilation=dilation))
+
+    norm = nn.BatchNorm2d(3)
+    return [dense(3), dense(5), nn.Sequential(*half(3), norm), nn.Sequential(*half(3), *half(3)), nn.Identity(), Zero()]
+
+
+def test_describe_tells_branch_and_reason():
+    op = MixedOp([*fused(), nn.LPPool2d(2, 1)])
+    lines = [line.split("  ") for line in op.describe().splitlines()]
+    cells = [[cell.strip() for cell in line if cell.strip()] for line in lines[1:]]
+    assert [row[2] for row in cells] == [
+        "dense, merged with 1",
+        "dense, merged with 0",
+        "separable with batch norm",
+        "two-stage separable",
+        "identity",
+        "opaque",
+        "opaque",
+    ]
+    assert cells[2][4] == "batch statistics" and cells[3][3] == "ReLU of x"
+    assert "register_pattern" in cells[5][5] and "LPPool2d" in cells[6][5]
+    assert "merged" not in MixedOp(fused(), merge=False).describe()
+    assert (
+        "merged"
+        in MixedOp([nn.Sequential(nn.Conv2d(3, 3, k, padding=k // 2), nn.BatchNorm2d(3)) for k in (1, 3)])
+        .eval()
+        .describe()
+    )
+
+
+def test_fused_branches_keep_nothing_that_grows_with_the_image():
+    op = MixedOp(fused()[:-1])
+    held = []
+    for size in (16, 32):
+        x, weights = torch.randn(2, 3, size, size, requires_grad=True), torch.rand(5, requires_grad=True)
+        with LiveMemory() as memory:
+            y = op(x, weights)
+            held.append(memory.held() - y.untyped_storage().nbytes())
+        y.sum().backward()
+    assert held[0] == held[1] < 1000
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_what_makes_a_candidate_opaque_is_noticed_between_calls(merge):
+    op, plain = MixedOp(fused(), merge=merge).double(), PlainMixedOp(fused()).double()
+    plain.load_state_dict(op.state_dict())
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    logits = torch.randn(6, dtype=torch.float64)
+
+    def agree():
+        ours, expected = gradients(op, x, logits), gradients(plain, x, logits)
+        torch.testing.assert_close(ours[0], expected[0])
+        assert_same(ours[1], expected[1])
+
+    agree()
+    seen = []
+    handles = [o.ops[0][1].register_forward_hook(lambda m, args, y: seen.append(m) or 2 * y) for o in (op, plain)]
+    agree()
+    assert seen.count(op.ops[0][1]) == 2 and "has hooks" in op.describe()  # the forward pass and its repetition
+    for handle in handles:
+        handle.remove()
+    agree()
+    assert len(seen) == 3 and "has hooks" not in op.describe()
+    for o in (op, plain):
+        torch.manual_seed(1)
+        o.ops[3][2] = nn.Conv2d(3, 3, 1).double()  # another submodule
+        o.ops[4] = nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect").double()  # another candidate
+        nn.utils.parametrizations.weight_norm(o.ops[1][1])
+    plain.load_state_dict(op.state_dict())
+    agree()
+    assert "ParametrizedConv2d" in op.describe() and "reflect" in op.describe()
+
+
+def test_kinks_are_those_of_torch():
+    """The derivative of an activation at exactly 0."""
+    for act in (nn.ReLU(), nn.LeakyReLU(0.2), nn.PReLU(), Sine()):
+        ops = [nn.Sequential(act, nn.Conv2d(2, 2, 3, padding=1, bias=False))]
+        ops.append(nn.Sequential(act, nn.Conv2d(2, 2, 3, padding=1, groups=2, bias=False), nn.Conv2d(2, 2, 1)))
+        plain, ours = PlainMixedOp(ops).double(), MixedOp(ops).double()
+        x = torch.tensor([-1.0, 0.0, -0.0, 2.0], dtype=torch.float64).view(1, 1, 2, 2).repeat(1, 2, 1, 1)
+        logits = torch.tensor([0.3, 0.7], dtype=torch.float64)
+        assert_same(gradients(ours, x, logits)[1], gradients(plain, x, logits)[1])
+
+
+def test_copies_and_saved_modules_are_planned_anew(tmp_path):
+    op = MixedOp(fused()[:-1]).double()
+    x, logits = torch.randn(2, 3, 6, 6, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    expected = gradients(op, x, logits)
+    twin = copy.deepcopy(op)
+    for p in twin.parameters():
+        p.data.mul_(2)
+    assert_same(gradients(op, x, logits)[1], expected[1])
+    assert not torch.equal(gradients(twin, x, logits)[0], expected[0])
+
+
+def test_input_that_fused_branches_do_not_take_goes_the_opaque_way():
+    plain, ours = twins(lambda: [nn.Sequential(nn.ReLU(), nn.Conv2d(3, 3, 3, padding=1)), nn.Identity()])
+    x, weights = torch.randn(3, 6, 6, dtype=torch.float64), torch.rand(2, dtype=torch.float64)  # one image, no batch
+    torch.testing.assert_close(ours(x, weights), plain(x, weights))
+    with pytest.raises(RuntimeError, match="dtype|type"):  # torch's own words
+        ours(x.float()[None], weights.float())
+    with pytest.raises(RuntimeError, match="channels"):
+        ours(torch.randn(1, 4, 6, 6, dtype=torch.float64), weights)
+
+
+def test_candidates_that_disagree_on_the_shape_are_named():
+    half = nn.Sequential(nn.Conv2d(3, 3, 3, 2, 1, groups=3, bias=False), nn.Conv2d(3, 3, 1))
+    with pytest.raises(InputError, match="all must agree"):
+        MixedOp([half, nn.Identity()])(torch.randn(1, 3, 8, 8), torch.ones(2))
+    with pytest.raises(InputError, match="must agree"):
+        MixedOp([nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 6, 3, padding=1)])(torch.randn(1, 3, 8, 8), torch.ones(2))
 
 
 def _ddp_gradients(rank, store, result):

@@ -7,8 +7,10 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from srnas_fast import MixedOp
 from srnas_fast.data import DenoisingData
 from srnas_fast.errors import InputError
+from srnas_fast.mixed import PlainMixedOp
 from srnas_fast.search import Bilevel, BilevelConfig, RunConfig
 from srnas_fast.search import search as search_images
 from srnas_fast.search.bilevel import frozen
@@ -206,3 +208,19 @@ def test_no_steps_given_means_one_pass_over_the_images_for_the_weights(monkeypat
 def test_an_epoch_to_validate_from_that_never_comes_is_refused(tmp_path):
     with pytest.raises(InputError, match="validate_from is 9"):
         search_images("hinas-denoise", search=BilevelConfig(epochs=3, warmup_epochs=1, validate_from=9))
+
+
+def test_the_first_twenty_steps_are_those_of_the_plain_supernet():
+    losses, logits = [], []
+    for mixed_op in (PlainMixedOp, MixedOp):
+        torch.manual_seed(0)
+        fabric = Fabric(accelerator="cpu", devices=1, precision="64-true")
+        supernet = find_space("hinas-denoise").supernet(SupernetConfig(filters=3, layers=2, nodes=2), mixed_op).double()
+        algorithm = Bilevel(fabric, supernet, nn.MSELoss(), BilevelConfig(epochs=10, warmup_epochs=0))
+        for step in range(20):
+            noisy, clean = (t.double() for t in batch(step))
+            losses.append(float(algorithm.architecture_step(noisy, clean)))
+            losses.append(float(algorithm.weight_step(noisy, clean, epoch=0)))
+        logits.append(torch.cat([p.detach().flatten() for p in supernet.architecture_parameters()]))
+    torch.testing.assert_close(torch.tensor(losses[40:]), torch.tensor(losses[:40]), rtol=1e-8, atol=0)
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-8, atol=1e-8)

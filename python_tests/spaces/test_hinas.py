@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from srnas_fast.errors import InputError
 from srnas_fast.mixed import MixedOp, PlainMixedOp
+from srnas_fast.mixed.layers import Sine
 from srnas_fast.spaces.hinas.genotype import (
     Genotype,
     derive_cell,
@@ -75,8 +76,6 @@ def test_published_count_of_a_mixed_operation():
 
 
 def test_sine_enters_a_separable_candidate_once():
-    from srnas_fast.spaces.hinas.operations import Sine
-
     op = CANDIDATES["sep_c_3x3"](4, "sine", False)
     assert sum(isinstance(m, Sine) for m in op.modules()) == 1
 

@@ -7,23 +7,30 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from srnas_fast.errors import InputError
-from srnas_fast.mixed.opaque import OpaqueSum, places_of
+from srnas_fast.mixed.mixed_sum import MixedSum
+from srnas_fast.mixed.opaque import Opaque, places_of
+from srnas_fast.mixed.plan import Plan, describe, plan
 
 
 class MixedOp(nn.Module):
     """``y = sum_k weights[k] * ops[k](x)``, keeping only ``x`` and ``weights`` for the backward pass.
 
-    Candidates run one at a time in both directions; the backward pass runs them again instead of having
+    Candidates that are built like those of the search spaces (an activation, convolutions or depthwise separable
+    convolutions, batch norms; see :meth:`describe`) run in fused branches, which need nothing but ``x`` to go back.
+    All others are opaque: they run one at a time in both directions, again in the backward pass instead of having
     kept what they computed. Gradients for ``x``, ``weights`` and all parameters are those of plain autograd,
     and one that nobody asked for is not computed. Batch statistics move once, numbers drawn from torch's default
-    generators repeat, autocast and the modes of the forward pass are entered again.
+    generators repeat, autocast and the modes of the forward pass are entered again. Hooks, parametrizations and
+    replaced submodules are noticed at each call and make a candidate opaque.
 
-    What the recomputation cannot know of, it cannot repeat: a candidate must learn nothing but its own registered
-    parameters and draw from no other generator (Python's, numpy's).
+    What the recomputation cannot know of, it cannot repeat: an opaque candidate must learn nothing but its own
+    registered parameters and draw from no other generator (Python's, numpy's).
 
     Args:
         ops: the candidate operations, at least one: any modules that map a tensor to a tensor and whose
             results have one common shape. They stay ordinary submodules (``state_dict`` keys ``ops.<k>.*``).
+        merge: whether dense convolutions of one activation run as one convolution with the weighted sum of their
+            kernels where nothing stands between. The same numbers to rounding, the same memory; faster.
 
     ``forward(x, weights, support=None)``:
         x: any tensor the candidates take, usually (N, C, H, W). ``channels_last`` in gives it out.
@@ -53,9 +60,10 @@ class MixedOp(nn.Module):
     True
     """
 
-    def __init__(self, ops: Iterable[nn.Module]):
+    def __init__(self, ops: Iterable[nn.Module], merge: bool = True):
         super().__init__()
-        self.ops = nn.ModuleList(ops)
+        self.ops, self.merge = nn.ModuleList(ops), merge
+        self._plan: Plan | None = None
         if not self.ops:
             raise InputError("MixedOp got no candidate operations; give a list of at least one nn.Module")
         if any(isinstance(module, torch.jit.ScriptModule) for module in self.ops.modules()):
@@ -74,28 +82,54 @@ class MixedOp(nn.Module):
                 f"MixedOp weights hold NaN: {weights.tolist()}; the run has diverged, so lower the "
                 "learning rates or look for the first NaN in the loss"
             )
-        # The parameters are inputs of the function: so autograd, hooks and DDP see them as used here.
-        names, parameters = [], {}
-        for op in self.ops:
-            named = places_of(op, "_parameters")
-            names.append({name: id(p) for name, p in named.items()})
-            parameters |= {id(p): p for p in named.values()}
-        if any(map(is_lazy, parameters.values())):
+        made = self._plan_for(x)
+        alive = _live(support, count)
+        parameters = [module._parameters[name] for module, name in made.places]
+        places = {}
+        for k in made.opaque:
+            named = places_of(self.ops[k], "_parameters")
+            places[k] = {name: len(parameters) + i for i, name in enumerate(named)}
+            parameters += named.values()
+        if any(map(is_lazy, parameters)):
             raise InputError("MixedOp candidates hold lazy parameters; run each candidate on an input once before")
-        place = {key: i for i, key in enumerate(parameters)}
-        places = [{name: place[key] for name, key in row.items()} for row in names]
-        return OpaqueSum.apply(self.ops, _live(support, count), places, x, weights, *parameters.values())
+        opaque = Opaque(self.ops, [k for k in made.opaque if k in alive], places)
+        return MixedSum.apply(made, opaque, alive, x, weights, *parameters)
+
+    def describe(self) -> str:
+        """The plan, one line per candidate: its branch, what it keeps for the backward pass, and why.
+
+        >>> from torch import nn
+        >>> print(MixedOp([nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.Identity()]).describe())
+           candidate  branch                reads  keeps beside x  because it is
+        0  Conv2d     dense, merged with 1  x      nothing         dense 3x3 with bias
+        1  Conv2d     dense, merged with 0  x      nothing         dense 1x1 with bias
+        2  Identity   identity              x      nothing         identity
+        """
+        return describe(self._planned(), self.ops)
+
+    def _planned(self) -> Plan:
+        """The plan, made anew where hooks, replaced submodules or other settings changed what a candidate is."""
+        if self._plan is None or not self._plan.holds(self.ops):
+            self._plan = plan(self.ops, self.merge)
+        return self._plan
+
+    def _plan_for(self, x: Tensor) -> Plan:
+        """The plan; where x is not what the fused branches take, one in which every candidate is opaque."""
+        made = self._planned()
+        if len(made.opaque) == len(self.ops) or made.takes(x):
+            return made
+        return Plan(made.recognised, opaque=list(range(len(self.ops))))
 
 
-def _live(support: Tensor | Sequence[bool] | None, count: int) -> list[int]:
-    """The indices of the live candidates."""
+def _live(support: Tensor | Sequence[bool] | None, count: int) -> frozenset[int]:
+    """The numbers of the live candidates."""
     if support is None:
-        return list(range(count))
+        return frozenset(range(count))
     if isinstance(support, Tensor):
         support = support.tolist()
     if not isinstance(support, Sequence) or len(support) != count or any(alive not in (0, 1) for alive in support):
         raise InputError(f"MixedOp support is {support!r}; give {count} booleans, one per candidate")
-    live = [k for k, alive in enumerate(support) if alive]
+    live = frozenset(k for k, alive in enumerate(support) if alive)
     if not live:
         raise InputError("MixedOp support names no live candidate; at least one of them must be True")
     return live

@@ -9,82 +9,78 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 
 from srnas_fast.errors import InputError
+from srnas_fast.mixed.call import Return
 
 
-class OpaqueSum(torch.autograd.Function):
-    """``sum_k weights[k] * ops[k](x)`` over the live candidates; saves ``x``, ``weights`` and no activation.
+class Opaque:
+    """The opaque candidates of one call: what their forward pass leaves to run them again, no activation among it.
 
-    ``places[k]`` says at which place among ``parameters`` each named parameter of candidate k stands.
+    Args:
+        ops: all candidates. live: the numbers of the opaque ones that run.
+        places: for each opaque candidate, the slot of each of its named parameters.
     """
 
-    @staticmethod
-    def forward(ctx, ops, live, places, x, weights, *parameters):
-        ctx.ops, ctx.live, ctx.places = ops, live, places
-        ctx.autocast, ctx.modes, ctx.buffers, ctx.random = _autocast_of(x), {}, {}, {}
-        y = None
-        with torch.autocast(**ctx.autocast):
-            for k in live:
-                ctx.modes[k], ctx.buffers[k] = _modes(ops[k]), _buffers_read(ops[k])
+    def __init__(self, ops: nn.ModuleList, live: list[int], places: dict[int, dict[str, int]]):
+        self.ops, self.live, self.places = ops, live, places
+        self.autocast, self.modes, self.buffers, self.random = {}, {}, {}, {}
+
+    def forward(
+        self, y: Tensor | None, x: Tensor, weights: Tensor, autocast: dict
+    ) -> tuple[Tensor | None, list[torch.dtype]]:
+        """y + the weighted sum of the opaque candidates, and the types of the terms."""
+        self.autocast, kinds = autocast, []
+        if not self.live:
+            return y, kinds
+        with torch.autocast(**autocast):
+            for k in self.live:
+                self.modes[k], self.buffers[k] = _modes(self.ops[k]), _buffers_read(self.ops[k])
                 random, version = _random_state(x), _version(x)
-                z = ops[k](x)
-                _check_result(ops[k], k, z, y, changed_x=_version(x) != version)
+                z = self.ops[k](x)
+                _check_result(self.ops[k], k, z, y, changed_x=_version(x) != version)
                 if not all(map(torch.equal, random, _random_state(x))):
-                    ctx.random[k] = random
+                    self.random[k] = random
+                kinds.append(torch.result_type(weights[k], z))
                 y = _plus_weighted(y, weights[k], z, like=x)
                 del z  # before the next candidate makes its own
-        ctx.save_for_backward(x, weights, *parameters)
-        return y
+        return y, kinds
 
-    @staticmethod
-    def backward(ctx, dy):
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "MixedOp has first-order gradients only: its backward pass recomputes the candidates and keeps no "
-                "graph, so create_graph=True cannot work; use srnas_fast.mixed.PlainMixedOp for second order"
-            )
-        x, weights, *parameters = ctx.saved_tensors
-        x_wanted, weights_wanted, *parameter_wanted = ctx.needs_input_grad[3:]
-        dx, dx_is_ours = None, False
-        dweights = torch.zeros_like(weights) if weights_wanted else None
-        dparameters = [None] * len(parameters)
-        for k, place in enumerate(ctx.places):
-            wanted = [i for i in set(place.values()) if parameter_wanted[i]]
-            if k not in ctx.live:
-                # Zeros, not None: with weight zero these parameters are in use, so that decay and momentum act.
-                for i in wanted:
-                    if dparameters[i] is None:
-                        dparameters[i] = torch.zeros_like(parameters[i])
-                continue
-            if not (x_wanted or weights_wanted or wanted):
+    def backward(self, call: Return, dx: Tensor | None, dy: Tensor, x: Tensor, weights: Tensor) -> Tensor | None:
+        """dx with the share of the opaque candidates; gives the gradients of weights and parameters."""
+        dx_is_ours = dx is not None
+        for k in self.live:
+            place = self.places[k]
+            wanted = [slot for slot in place.values() if call.wanted[slot]]
+            weight_wanted = call.dweights is not None
+            if not (call.x_wanted or weight_wanted or wanted):
                 continue
             # Aliases, so that hooks on the user's tensors run once, in the user's own backward pass.
-            alias = x.detach().requires_grad_(x_wanted)
-            used = {i: parameters[i].detach().requires_grad_(i in wanted) for i in place.values()}
-            state = {name: used[i] for name, i in place.items()} | _spare_buffers(ctx.ops[k], ctx.buffers[k])
+            alias = x.detach().requires_grad_(call.x_wanted)
+            used = {slot: call.parameters[slot].detach().requires_grad_(call.wanted[slot]) for slot in place.values()}
+            state = {name: used[slot] for name, slot in place.items()}
+            state |= _spare_buffers(self.ops[k], self.buffers[k])
             with (
-                torch.set_grad_enabled(bool(x_wanted or wanted)),
-                torch.autocast(**ctx.autocast),
-                _random_state_set(x, ctx.random.get(k)),
-                _modes_set(ctx.ops[k], ctx.modes[k]),
+                torch.set_grad_enabled(bool(call.x_wanted or wanted)),
+                torch.autocast(**self.autocast),
+                _random_state_set(x, self.random.get(k)),
+                _modes_set(self.ops[k], self.modes[k]),
             ):
-                z = functional_call(ctx.ops[k], state, (alias,), tie_weights=False)  # each place is named once
-            if weights_wanted:
-                dweights[k] = (dy * z.detach()).sum(dtype=torch.promote_types(weights.dtype, torch.float32))
+                z = functional_call(self.ops[k], state, (alias,), tie_weights=False)  # each place is named once
+            if weight_wanted:
+                call.give_weight(k, (dy * z.detach()).sum(dtype=call.dweights.dtype))
             if not z.requires_grad:
                 continue
-            targets = [alias] * x_wanted + [used[i] for i in wanted]
+            targets = [alias] * call.x_wanted + [used[slot] for slot in wanted]
             dz = (weights[k] * dy).to(z.dtype)
             found = list(torch.autograd.grad(z, targets, dz, allow_unused=True))
-            if x_wanted and (part := found.pop(0)) is not None:
+            if call.x_wanted and (part := found.pop(0)) is not None:
                 # The first part may be an expanded view or belong to autograd, so the first sum is a new tensor.
                 dx, dx_is_ours = (part, False) if dx is None else (dx.add_(part) if dx_is_ours else dx + part, True)
-            for i, part in zip(wanted, found, strict=True):
-                if part is not None:
-                    dparameters[i] = part if dparameters[i] is None else dparameters[i] + part
-        return None, None, None, dx, dweights, *dparameters
+            for slot, part in zip(wanted, found, strict=True):
+                call.give(slot, part)
+        return dx
 
 
-def _autocast_of(x: Tensor) -> dict:
+def autocast_of(x: Tensor) -> dict:
     """The caller's autocast, to be entered again; without its cache, which would hand casts made here, where no
     graph is recorded, to the modules that come later."""
     device = x.device.type

@@ -6,13 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-
-class Sine(nn.Module):
-    """``sin(x)``, the activation of the periodic variant."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.sin(x)
-
+from srnas_fast.mixed.layers import Sine, Zero
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "leaky": partial(nn.LeakyReLU, 0.2),
@@ -20,13 +14,6 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "prelu": nn.PReLU,
     "sine": Sine,
 }
-
-
-class Zero(nn.Module):
-    """The candidate ``none``: nothing."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * 0
 
 
 def conv_bn(

@@ -1,0 +1,163 @@
+"""The autograd function under ``MixedOp``: runs a plan forward, and backward from the input alone."""
+
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from srnas_fast.errors import InputError
+from srnas_fast.mixed.activation import activate, activation_gradient, result_suffices
+from srnas_fast.mixed.call import Call, Return
+from srnas_fast.mixed.opaque import Opaque, autocast_of
+from srnas_fast.mixed.plan import Plan
+from srnas_fast.primitives import weighted_sum, weighted_sum_, weighted_sum_backward
+
+
+class MixedSum(torch.autograd.Function):
+    """``sum_k weights[k] * ops[k](x)`` over the live candidates; saves ``x``, ``weights`` and no activation.
+
+    ``parameters`` stand at the plan's slots; those of opaque candidates follow. They are inputs of the function, so
+    that autograd, hooks and DDP see them as used here.
+    """
+
+    @staticmethod
+    def forward(ctx, plan: Plan, opaque: Opaque, live: frozenset[int], x: Tensor, weights: Tensor, *parameters: Tensor):
+        _check_shapes(plan, live, x)
+        autocast = autocast_of(x)
+        ctx.plan, ctx.opaque, ctx.layout = plan, opaque, _inner_layout(plan, live, x)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        lowered = autocast["enabled"] and x.dtype != torch.float64
+        conv_dtype = autocast["dtype"] if lowered else x.dtype
+        call = ctx.call = Call(live, weights.to(dtype), parameters, dtype, conv_dtype)
+        # The types that plain autograd would add up; pools, identity and zero keep that of x.
+        fused = [plan.recognised[k] for k in live.difference(plan.opaque)]
+        kinds = [conv_dtype if r.stages and r.kind != "pool" else x.dtype for r in fused]
+        y = None
+        with torch.autocast(x.device.type, enabled=False) if autocast["enabled"] else torch.no_grad():
+            for group in plan.groups:
+                if live.isdisjoint(group.candidates):
+                    continue
+                a = _inner(activate(group.activation, x.to(dtype), call.read(group.slot)), ctx.layout)
+                for branch in group.branches:
+                    y = branch.forward(call, a, y)
+                del a
+            for k in live.intersection(plan.identity):
+                y = _plus(y, call.weights[k], x.to(dtype))
+            if y is None and fused:  # all of them are zero
+                stride = fused[0].stride
+                y = torch.zeros_like(x[:, :, ::stride, ::stride], dtype=dtype)
+        y, found = opaque.forward(y, x, weights, autocast)
+        call.parameters = ()  # they are saved below, where autograd watches them
+        ctx.save_for_backward(x, weights, *parameters)
+        return _outer(y, reduce(torch.promote_types, [*kinds, *found]), x)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor):
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "MixedOp has first-order gradients only: its backward pass recomputes the candidates and keeps no "
+                "graph, so create_graph=True cannot work; use srnas_fast.mixed.PlainMixedOp for second order"
+            )
+        x, weights, *parameters = ctx.saved_tensors
+        x_wanted, weights_wanted, *wanted = ctx.needs_input_grad[3:]
+        plan, call = ctx.plan, ctx.call
+        returned = Return(
+            call.live, call.weights, parameters, call.dtype, call.conv_dtype, call.kept, wanted, x_wanted,
+            torch.zeros_like(call.weights) if weights_wanted else None, [None] * len(parameters),
+        )  # fmt: skip
+        dx = None
+        with (
+            torch.autocast(x.device.type, enabled=False)
+            if torch.is_autocast_enabled(x.device.type)
+            else torch.no_grad()
+        ):
+            if not call.live.issubset(plan.opaque):
+                dx = _fused_backward(plan, returned, x, _inner(dy.to(call.dtype), ctx.layout), ctx.layout)
+        dx = ctx.opaque.backward(returned, dx, dy, x, weights)
+        for k in set(range(len(plan.recognised))) - call.live:
+            # Zeros, not None: with weight zero these parameters are in use, so that decay and momentum act.
+            for slot in [*plan.slots.get(k, ()), *ctx.opaque.places.get(k, {}).values()]:
+                if wanted[slot] and returned.found[slot] is None:
+                    returned.found[slot] = torch.zeros_like(parameters[slot])
+        dweights = None if returned.dweights is None else returned.dweights.to(weights.dtype)
+        return None, None, None, None if dx is None else _outer(dx, x.dtype, x), dweights, *returned.found
+
+
+def _fused_backward(
+    plan: Plan, call: Return, x: Tensor, dy: Tensor, layout: torch.memory_format | None
+) -> Tensor | None:
+    """The gradient of x from all candidates but the opaque ones; the others go into ``call``."""
+    dx = None
+    for group in plan.groups:
+        if call.live.isdisjoint(group.candidates):
+            continue
+        slope, slope_wanted = call.read(group.slot), call.wants(group.slot)
+        a_wanted = call.x_wanted or slope_wanted
+        a = _inner(activate(group.activation, x.to(call.dtype), slope), layout)
+        # Without an activation the gradient of what the branches read is that of x.
+        da = dx if group.activation is None else None
+        for branch in group.branches:
+            da = branch.backward(call, a, dy, da, a_wanted)
+        if group.activation is None:
+            dx = da
+        elif da is not None:
+            needed = None if result_suffices(group.activation) else _inner(x.to(call.dtype), layout)
+            part, dslope = activation_gradient(group.activation, needed, a, slope, da, slope_wanted)
+            del da, needed
+            call.give(group.slot, dslope)
+            if call.x_wanted:
+                dx = part if dx is None else dx.add_(part)
+            del part
+        del a
+    for k in call.live.intersection(plan.identity):
+        if call.dweights is not None:
+            weight = call.weights[k : k + 1]
+            call.give_weight(k, weighted_sum_backward(x.to(call.dtype), weight, [dy], None, True, [False])[0][0])
+        if call.x_wanted:
+            dx = _plus(dx, call.weights[k], dy)
+    if dx is None and call.x_wanted:
+        dx = torch.zeros_like(x, dtype=call.dtype)
+    return dx
+
+
+def _plus(y: Tensor | None, weight: Tensor, z: Tensor) -> Tensor:
+    return weighted_sum(weight[None], [z]) if y is None else weighted_sum_(y, weight[None], [z])
+
+
+def _check_shapes(plan: Plan, live: frozenset[int], x: Tensor) -> None:
+    shapes = {k: plan.shape(k, x) for k in sorted(live.difference(plan.opaque))}
+    if len(set(shapes.values())) > 1:
+        first, *_ = shapes.values()
+        other = next(k for k, shape in shapes.items() if shape != first)
+        raise InputError(
+            f"MixedOp candidate {min(shapes)} returns shape {first} and candidate {other} shape {shapes[other]}; "
+            "all must agree on it"
+        )
+
+
+def _channels_last(x: Tensor) -> bool:
+    """Whether x is laid out channels_last and not in the ordinary way as well."""
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def _inner_layout(plan: Plan, live: frozenset[int], x: Tensor) -> torch.memory_format | None:
+    """The layout to compute in where it is not that of x.
+
+    Convolutions of few channels are two to three times faster on a CPU in channels_last, those of many a tenth, which
+    the copies cost again.
+    """
+    if x.dim() == 4 and x.device.type == "cpu" and plan.convolves(live, channels=32):
+        return torch.channels_last
+    return None
+
+
+def _inner(x: Tensor, layout: torch.memory_format | None) -> Tensor:
+    return x if layout is None else x.contiguous(memory_format=layout)
+
+
+def _outer(y: Tensor, dtype: torch.dtype, like: Tensor) -> Tensor:
+    """y in the type and the layout that the caller expects."""
+    y = y.to(dtype)
+    if y.dim() != 4:
+        return y
+    return y.contiguous(memory_format=torch.channels_last if _channels_last(like) else torch.contiguous_format)

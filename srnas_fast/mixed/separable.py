@@ -1,0 +1,226 @@
+"""Separable branches: depthwise - pointwise [- batch norm], once or twice, from their input and dy alone."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from srnas_fast.mixed.activation import activate, activation_gradient, result_suffices
+from srnas_fast.mixed.call import Call, Member, Return
+from srnas_fast.mixed.norm import Affine, fold, unfold, uses_batch
+from srnas_fast.mixed.patterns import Stage
+from srnas_fast.primitives import (
+    separable_gradient,
+    separable_gradient_,
+    separable_moments,
+    separable_sum,
+    separable_sum_,
+)
+
+
+class Separable:
+    """Candidates act - depthwise - pointwise [- batch norm] of one activated input, in one sum."""
+
+    def __init__(self, members: list[Member]):
+        self.members = members
+
+    def forward(self, call: Call, a: Tensor, y: Tensor | None) -> Tensor | None:
+        members = [m for m in self.members if m.candidate in call.live]
+        if not members:
+            return y
+        y, maps = _forward(call, members, call.weights, a, y)
+        call.kept[self] = members, maps
+        return y
+
+    def backward(self, call: Return, a: Tensor, dy: Tensor, da: Tensor | None, a_wanted: bool) -> Tensor | None:
+        if self not in call.kept:
+            return da
+        members, maps = call.kept[self]
+        da, dweights = _backward(call, members, maps, call.weights, a, dy, da, a_wanted, call.dweights is not None)
+        for member, dw in zip(members, dweights, strict=True):
+            call.give_weight(member.candidate, dw)
+        return da
+
+    def rows(self) -> list[tuple[int, str, list[Stage]]]:
+        """For each candidate the name of its branch and its stages."""
+        name = "separable" if len(self.members) == 1 else "separable, in one sum"
+        return [(m.candidate, name + " with batch norm" * (m.stage.norm is not None), [m.stage]) for m in self.members]
+
+
+class TwoStage:
+    """One candidate of two separable stages; what the first makes is made again in the backward pass."""
+
+    def __init__(self, first: Member, second: Member):
+        self.first, self.second = first, second
+        self.candidate = first.candidate
+
+    def forward(self, call: Call, a: Tensor, y: Tensor | None) -> Tensor | None:
+        if self.candidate not in call.live:
+            return y
+        u, inner = _forward(call, [self.first], None, a, None)
+        y, outer = _forward(call, [self.second], call.weights, self._between(call, u), y)
+        call.kept[self] = inner, outer
+        return y
+
+    def backward(self, call: Return, a: Tensor, dy: Tensor, da: Tensor | None, a_wanted: bool) -> Tensor | None:
+        if self not in call.kept:
+            return da
+        inner, outer = call.kept[self]
+        slots, act = self.first.slots, self.second.slots.activation
+        first_wanted = a_wanted or call.wants(*slots[:-1])
+        u_wanted = first_wanted or call.wants(act)
+        u = _sum([self.first], [inner[0].matrix(_read(call, self.first).conv)], inner, inner[0].shift, call, a)
+        v = self._between(call, u)
+        u = None if result_suffices(self.second.stage.activation) else u  # overwritten
+        dv, (dw,) = _backward(
+            call, [self.second], outer, call.weights, v, dy, None, u_wanted, call.dweights is not None
+        )
+        call.give_weight(self.candidate, dw)
+        if not u_wanted:
+            return da
+        du, dslope = activation_gradient(
+            self.second.stage.activation, u, v, call.read(act), dv, slope_wanted=call.wants(act)
+        )
+        del u, v, dv
+        call.give(act, dslope)
+        if first_wanted:
+            da, _ = _backward(call, [self.first], inner, None, a, du, da, a_wanted, False)
+        return da
+
+    def rows(self) -> list[tuple[int, str, list[Stage]]]:
+        """For the candidate the name of its branch and its stages."""
+        return [(self.candidate, "two-stage separable", [self.first.stage, self.second.stage])]
+
+    def _between(self, call: Call, u: Tensor) -> Tensor:
+        return activate(self.second.stage.activation, u, call.read(self.second.slots.activation), overwrite=True)
+
+
+@dataclass
+class _Read:
+    """The parameters of a stage in the type of the computation; the pointwise weight as a matrix."""
+
+    depthwise: Tensor
+    conv: Tensor
+    bias: Tensor | None
+    gamma: Tensor | None
+    beta: Tensor | None
+
+
+def _read(call: Call, member: Member) -> _Read:
+    s = member.slots
+    conv = call.read(s.conv).flatten(1)
+    return _Read(call.read(s.depthwise), conv, call.read(s.bias), call.read(s.gamma), call.read(s.beta))
+
+
+def _forward(
+    call: Call, members: list[Member], weights: Tensor | None, a: Tensor, y: Tensor | None
+) -> tuple[Tensor, list[Affine]]:
+    """y + the weighted sum of the stages, and their affine maps; without weights every stage counts once."""
+    stride = members[0].stage.stride
+    pixels = a.shape[0] * -(-a.shape[2] // stride) * -(-a.shape[3] // stride)
+    read = [_read(call, member) for member in members]
+    batch = [i for i, member in enumerate(members) if uses_batch(member.stage.norm)]
+    moments = {}
+    if batch:
+        depthwise, dilations = [read[i].depthwise for i in batch], [members[i].dilation for i in batch]
+        moments = dict(zip(batch, zip(*separable_moments(a, depthwise, dilations, stride), strict=True), strict=True))
+    maps = [
+        fold(r.conv, r.bias, member.stage.norm, r.gamma, r.beta, moments.get(i), pixels)
+        for i, (r, member) in enumerate(zip(read, members, strict=True))
+    ]
+    matrices, shift = [], None
+    for member, r, affine in zip(members, read, maps, strict=True):
+        w = None if weights is None else weights[member.candidate]
+        matrix = affine.matrix(r.conv)
+        matrices.append(matrix if w is None else w * matrix)
+        if affine.shift is not None:
+            part = affine.shift if w is None else w * affine.shift
+            shift = part if shift is None else shift + part
+    return _sum(members, matrices, maps, shift, call, a, y), maps
+
+
+def _sum(
+    members: list[Member],
+    matrices: list[Tensor],
+    maps: list[Affine],
+    shift: Tensor | None,
+    call: Call,
+    a: Tensor,
+    y: Tensor | None = None,
+) -> Tensor:
+    depthwise = [call.read(member.slots.depthwise) for member in members]
+    rest = (shift, _centres(maps), [member.dilation for member in members], members[0].stage.stride)
+    if y is None:
+        return separable_sum(a, depthwise, matrices, *rest)
+    separable_sum_(y, a, depthwise, matrices, *rest)
+    return y
+
+
+def _centres(maps: list[Affine]) -> Tensor | None:
+    if all(affine.centre is None for affine in maps):
+        return None
+    zeros = next(torch.zeros_like(affine.centre) for affine in maps if affine.centre is not None)
+    return torch.stack([zeros if affine.centre is None else affine.centre for affine in maps])
+
+
+def _backward(
+    call: Return,
+    members: list[Member],
+    maps: list[Affine],
+    weights: Tensor | None,
+    a: Tensor,
+    dy: Tensor,
+    da: Tensor | None,
+    a_wanted: bool,
+    weights_wanted: bool,
+) -> tuple[Tensor | None, list[Tensor]]:
+    """Gives the parameters' gradients; returns da with the stages' share in it, and the gradients of the weights."""
+    read = [_read(call, member) for member in members]
+    depthwise, dilations = [r.depthwise for r in read], [member.dilation for member in members]
+    stride, centres = members[0].stage.stride, _centres(maps)
+    depthwise_wanted = call.wants(*(m.slots.depthwise for m in members))
+    batch = [affine.projected is not None for affine in maps]
+    algebra = weights_wanted or any(call.wants(*m.slots[1:5]) for m in members)
+    ones = torch.ones((), dtype=call.dtype, device=a.device)
+    scales = [ones if weights is None else weights[m.candidate] for m in members]
+    left = [(w * affine.matrix(r.conv)).t() for w, r, affine in zip(scales, read, maps, strict=True)]
+    right = offsets = None
+
+    def gradient(want_x: bool, want_depthwise: bool, want_products: bool) -> list[Tensor]:
+        rest = (dy, depthwise, left, right, offsets, centres, dilations, stride)
+        if want_x and da is not None:
+            return [da, *separable_gradient_(da, a, *rest, want_depthwise, want_products)]
+        return separable_gradient(a, *rest, want_x, want_depthwise, want_products)
+
+    images_wanted = a_wanted or depthwise_wanted
+    one_pass = not any(batch)
+    parts = None
+    if one_pass and (images_wanted or algebra):
+        parts = gradient(a_wanted, depthwise_wanted, algebra)
+    elif not one_pass and (images_wanted or algebra):
+        parts = gradient(False, False, True)
+    dweights = [torch.zeros_like(ones)] * len(members)
+    if parts is None:
+        return da, dweights
+    count = len(members)
+    if algebra or not one_pass:
+        total, products = parts[1], parts[2 + count :]
+        corrections = []
+        for i, (member, affine, r, w) in enumerate(zip(members, maps, read, scales, strict=True)):
+            found, correction = unfold(affine, w, r.conv, r.bias, r.gamma, r.beta, products[i], total)
+            corrections.append(correction)
+            dweights[i] = found.weight
+            for slot, part in zip(member.slots[1:5], (found.matrix, found.bias, found.gamma, found.beta), strict=True):
+                call.give(slot, part)
+        if not one_pass and images_wanted:
+            none = (torch.zeros_like(next(c for c in corrections if c)[0]), torch.zeros_like(centres[0]))
+            corrections = [c or none for c in corrections]
+            right, offsets = [c[0] for c in corrections], torch.stack([c[1] for c in corrections])
+            parts = gradient(a_wanted, depthwise_wanted, False)
+    if images_wanted:
+        if a_wanted:
+            da = parts[0]
+        if depthwise_wanted:
+            for member, part in zip(members, parts[2 : 2 + count], strict=True):
+                call.give(member.slots.depthwise, part)
+    return da, dweights
