@@ -1,138 +1,189 @@
-"""Tensor memory beside the peers: python bench/memory.py --case hinas-denoise
+"""Memory and gradients beside the peers: python bench/memory.py --case hinas
 
-Prints one table per case, all peers measured in one run by the same tracker (srnas_fast.metrics.LiveMemory), and
-appends the rows to bench/results/memory.csv.
+One table per case, all peers in one run, in units of U, the size of the case's input; appended to
+bench/results/memory.csv.
+
+    held         between forward and backward, beyond x and y
+    fixed        the part of it that does not grow with the images: it depends on parameters and weights alone
+    fwd, bwd     peak of live tensors during the forward, the backward pass, beyond x, y, dy and dx
+                 (srnas_fast.metrics.LiveMemory, which cannot look into torch.compile)
+    peak         of both passes as torch's allocator tells it: with temporaries inside operators, compiled or not
+    resident     how much a process of its own grows during a few passes: everything, y and dx included
+    error        of the gradients against float64: the largest |g - g64| over the largest |g64|, norms per gradient,
+                 median of five draws
+
+A search step has the bytes held after the weight step's forward pass and the peak of the whole step.
 """
 
 import argparse
-import csv
+import ctypes
+import gc
+import os
+import re
 import statistics
-import subprocess
-import time
-from collections.abc import Callable
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from itertools import accumulate
+from multiprocessing import get_context
 
 import torch
-from torch import nn
-from torch.utils.checkpoint import checkpoint
+from cases import MIXED, STEPS, Mixed, chosen, search_step
+from peers import COMPILED, DEVICE, LAYOUTS, PEERS, STEP_LAYOUT, STEP_PEERS, Job, mixed_job, reason
+from rows import RESULTS, Row, report, where
+from torch.profiler import ProfilerActivity, profile
 
-from srnas_fast import MixedOp, __version__
-from srnas_fast.backends.report import processor
 from srnas_fast.metrics import LiveMemory
-from srnas_fast.mixed import PlainMixedOp
-from srnas_fast.report import show_table
-from srnas_fast.search import Bilevel, BilevelConfig, RunConfig
-from srnas_fast.search.bilevel import frozen
-from srnas_fast.search.run import to_device
-from srnas_fast.spaces import find_space
 
-RESULTS = Path(__file__).parent / "results" / "memory.csv"
 MiB = 2**20
+DRAWS = 5
+FIGURES = ["held, MiB", "held, U", "fixed, MiB", "fwd, U", "bwd, U", "peak, U", "peak, MiB"]
+FIGURES += ["resident, MiB", "resident, U", "error"]
 
 
-class CheckpointedMixedOp(PlainMixedOp):
-    """The peer that users reach for: torch.utils.checkpoint around each candidate."""
-
-    def forward(self, x, weights, support=None):
-        return sum(w * checkpoint(op, x, use_reentrant=False) for w, op in zip(weights, self.ops, strict=True))
-
-
-PEERS: dict[str, Callable[..., nn.Module]] = {
-    "plain sum(w * op(x))": PlainMixedOp,
-    "torch.utils.checkpoint": CheckpointedMixedOp,
-    "srnas_fast.MixedOp": MixedOp,
-}
+def live(job: Job) -> tuple[int, int, int]:
+    """Bytes held between the passes, peak of the forward pass and of the backward pass, by LiveMemory."""
+    with LiveMemory() as memory:
+        y = job.forward()
+        held, forward = memory.held() - y.nbytes, memory.peak - y.nbytes
+        memory.reset_peak()
+        gradients = job.backward(y)  # noqa: F841 they are alive at the end of the peak
+        return held, forward, memory.peak - y.nbytes - job.x.nbytes
 
 
-def search_step(name: str, mixed_op: Callable[..., nn.Module]) -> tuple[Callable[[], None], Callable[[], float]]:
-    """One search step of a space's paper supernet (architecture update, weight update), and what its graph holds.
+def allocated(job: Job) -> tuple[int, int]:
+    """Bytes held between the passes and peak of both, by what torch's allocator reports to the profiler."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports on stderr that it starts and stops
 
-    Returns the step, and a function that runs the weight step's forward pass and returns the bytes then held.
+    def changes(work):
+        gc.collect()  # garbage from before, freed inside, would be told as a loss
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            result = work()
+            gc.collect()
+        events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+        return result, [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+
+    y, forward = changes(job.forward)
+    gradients, backward = changes(lambda: job.backward(y))  # noqa: F841 they are alive at the end of the peak
+    held = sum(forward) - y.nbytes
+    peak = max(max(accumulate(forward)) - y.nbytes, held + max(accumulate(backward)) - job.x.nbytes)
+    return held, peak
+
+
+def grown(case: Mixed, peer: str, layout: str, passes: int = 3) -> int:
+    """By how many bytes this process grows at most during a few passes; run it in a process of its own.
+
+    A first pass compiles, loads and warms up; what it leaves behind is no part of the growth. The kernel's high-water
+    mark is set back after it: ``ru_maxrss`` cannot be, and begins with what the parent process once had.
     """
-    space = find_space(name)
-    data = space.data()
-    fabric = RunConfig().fabric()
-    supernet = space.supernet(space.supernet_config(), mixed_op)
-    search = Bilevel(fabric, supernet, space.loss(), BilevelConfig())
-    clean = torch.rand(data.batch, 1, data.patch, data.patch)
-    noisy = clean + 0.2 * torch.randn_like(clean)
+    job = mixed_job(case, peer, layout)
 
-    def step() -> None:
-        search.architecture_step(noisy, clean)
-        search.weight_step(noisy, clean, epoch=0)
+    def size(mark: str) -> int:
+        with open("/proc/self/status") as file:
+            return 1024 * int(re.search(rf"{mark}:\s+(\d+) kB", file.read())[1])
 
-    def held() -> float:
-        (x,) = to_device(fabric, noisy)
-        with frozen(supernet.architecture_parameters()), LiveMemory() as graph:
-            y = supernet(x)  # noqa: F841 it is what holds the graph
-            return graph.held()
-
-    return step, held
+    job.backward(job.forward())
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before = size("VmRSS")
+    for _ in range(passes):
+        job.backward(job.forward())
+    return size("VmHWM") - before
 
 
-def measure(case: Callable[..., tuple], rounds: int) -> dict[str, dict[str, float]]:
-    """For each peer the bytes held, the peak of a step and the median time of alternating steps."""
-    made = {peer: case(mixed_op) for peer, mixed_op in PEERS.items()}
-    figures = {}
-    for peer, (step, held) in made.items():
-        step()  # the optimisers' states exist from now on: they are no part of a step's peak
-        with LiveMemory() as memory:
-            step()
-        figures[peer] = {"held, MiB": held() / MiB, "peak, MiB": memory.peak / MiB}
-    times: dict[str, list[float]] = {peer: [] for peer in made}
-    for _ in range(rounds):
-        for peer, (step, _) in made.items():
-            started = time.perf_counter()
-            step()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            times[peer].append(time.perf_counter() - started)
-    return {peer: row | {"step, s": statistics.median(times[peer])} for peer, row in figures.items()}
+def gradients_of(job: Job) -> list[tuple[torch.Tensor, ...]]:
+    """The gradients for each of several draws of x and dy."""
+
+    def drawn(seed: int) -> tuple[torch.Tensor, ...]:
+        job.draw(seed)
+        return job.backward(job.forward())
+
+    return [drawn(seed) for seed in range(DRAWS)]
 
 
-CASES = {"hinas-denoise": lambda mixed_op: search_step("hinas-denoise", mixed_op)}
+def error(gradients, exact) -> float:
+    """The largest distance from the exact gradients, relative to the largest of their norms; median of the draws.
+
+    Of the draws, since in a few of them rounding takes one pixel across the kink of an activation, which costs more
+    than all other rounding and is chance.
+    """
+
+    def of_one(found, right) -> float:
+        floor = max(g.norm() for g in right)
+        return torch.stack([(f - r).norm() / floor for f, r in zip(found, right, strict=True)]).max().item()
+
+    return statistics.median(map(of_one, gradients, exact))
 
 
-def commit() -> str:
-    """The commit measured, with a + where the tree differs from it."""
-    here = Path(__file__).parent
+def measure_mixed(case: Mixed, peer: str, layout: str, exact) -> Row:
+    """The figures of one peer in one layout."""
+    job = mixed_job(case, peer, layout)
+    row: Row = {"error": error(gradients_of(job), exact)}  # and, passing by, compiled and warm
+    unit = job.x.nbytes
+    held, peak = allocated(job)
+    if peer not in COMPILED:
+        images = case.shape[0]
+        fewer = mixed_job(replace(case, shape=(images // 2, *case.shape[1:])), peer, layout)
+        held, forward, backward = live(job)
+        row["fixed, MiB"] = (images * live(fewer)[0] - images // 2 * held) / (images - images // 2) / MiB
+        row |= {"fwd, U": forward / unit, "bwd, U": backward / unit}
+    row |= {"held, MiB": held / MiB, "held, U": held / unit, "peak, MiB": peak / MiB, "peak, U": peak / unit}
+    if DEVICE.type == "cpu":
+        row |= attempt(resident, case, peer, layout, unit)
+    return row
 
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True).stdout.strip()
 
-    differs = git("status", "--porcelain", "--", "..", ":!results")
-    return git("rev-parse", "--short", "HEAD") + ("+" if differs else "")
+def resident(case: Mixed, peer: str, layout: str, unit: int) -> Row:
+    """The growth of a process that has only this to do."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        growth = pool.submit(grown, case, peer, layout).result()
+    return {"resident, MiB": growth / MiB, "resident, U": growth / unit}
+
+
+def measure_step(name: str, peer: str) -> Row:
+    """Bytes held by the weight step's graph, and the peak of the whole step."""
+    step, held = search_step(name, PEERS[peer])
+    step()  # the optimisers' states exist from now on: they are no part of a step's peak
+    with LiveMemory() as memory:
+        step()
+    return {"held, MiB": held() / MiB, "peak, MiB": memory.peak / MiB}
+
+
+def attempt(measure, *arguments) -> Row:
+    """The figures, or how the peer failed."""
+    try:
+        return measure(*arguments)
+    except Exception as failure:
+        return {"note": reason(failure)}
+
+
+def mixed_rows(case: Mixed, peers: list[str]) -> list[Row]:
+    torch.compiler.reset()  # the code compiled for one case is none of the next one's
+    exact = gradients_of(mixed_job(case, "eager", "NCHW", torch.float64))
+    keys = [(peer, layout) for peer in peers for layout in LAYOUTS]
+    return [{"peer": key[0], "layout": key[1]} | attempt(measure_mixed, case, *key, exact) for key in keys]
+
+
+def step_rows(name: str, peers: list[str]) -> list[Row]:
+    steps = [peer for peer in peers if peer in STEP_PEERS]
+    return [{"peer": peer, "layout": STEP_LAYOUT} | attempt(measure_step, name, peer) for peer in steps]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--case", choices=CASES, action="append", help="default: all")
-    parser.add_argument("--rounds", type=int, default=3, help="alternating steps for the median time (default: 3)")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cases = [*MIXED, *STEPS]
+    parser.add_argument("--case", choices=cases, action="append", help="again for more; default: all")
+    parser.add_argument("--peer", choices=PEERS, action="append", help="again for more; default: all")
     arguments = parser.parse_args()
-    cases = arguments.case or list(CASES)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
-    measured_at = [commit(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())]
-    for case in cases:
-        torch.manual_seed(0)
-        figures = measure(CASES[case], arguments.rounds)
-        plain = next(iter(figures.values()))
-        rows = [
-            [peer, *measured.values(), plain["peak, MiB"] / measured["peak, MiB"]] for peer, measured in figures.items()
-        ]
-        title = f"{case}: one search step, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-        show_table(title, ["mixed operation", *plain, "peak: plain is x times"], rows)
-        RESULTS.parent.mkdir(exist_ok=True)
-        new = not RESULTS.exists()
-        with open(RESULTS, "a", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if new:
-                names = ["case", "peer", *plain, "device", "threads", "torch", "srnas_fast", "commit", "time"]
-                writer.writerow(names)
-            for peer, measured in figures.items():
-                writer.writerow(
-                    [case, peer, *(round(value, 3) for value in measured.values()), device, torch.get_num_threads()]
-                    + [torch.__version__, __version__, *measured_at]
-                )
+    peers, place = arguments.peer or list(PEERS), where()
+    for case in chosen(arguments.case, cases):
+        if case in MIXED:
+            shape = "x".join(map(str, MIXED[case].shape))
+            what, rows = f"one mixed operation, x {shape}", mixed_rows(MIXED[case], peers)
+        else:
+            what, rows = "one search step", step_rows(case, peers)
+        report(case, what, rows, FIGURES, place, RESULTS / "memory.csv")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,126 @@
+"""What is measured: mixed operations of the published search spaces, one primitive, and whole search steps."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from srnas_fast.metrics import LiveMemory
+from srnas_fast.search import Bilevel, BilevelConfig, RunConfig
+from srnas_fast.search.bilevel import frozen
+from srnas_fast.search.run import to_device
+from srnas_fast.spaces import SPACES, find_space
+from srnas_fast.spaces.hinas.operations import CANDIDATES, Zero
+
+
+def convolution(channels: int, size: int, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
+    """Without bias; keeps height and width."""
+    padding = dilation * (size // 2)
+    return nn.Conv2d(channels, channels, size, padding=padding, dilation=dilation, groups=groups, bias=False)
+
+
+def half(channels: int, size: int, dilation: int = 1) -> list[nn.Module]:
+    """ReLU - depthwise - pointwise: once for a dilated convolution, twice for a separable one."""
+    return [nn.ReLU(), convolution(channels, size, dilation, groups=channels), convolution(channels, 1)]
+
+
+def hinas(channels: int) -> list[nn.Module]:
+    """The seven candidates of HiNAS as its search has them: LeakyReLU, batch norm without scale and shift."""
+    return [make(channels, "leaky", False) for make in CANDIDATES.values()]
+
+
+def dlsr(channels: int) -> list[nn.Module]:
+    """The nine candidates of DLSR: plain, separable and dilated convolutions, no batch norm."""
+    plain = [convolution(channels, size) for size in (1, 3, 5, 7)]
+    separable = [nn.Sequential(*half(channels, size), *half(channels, size)) for size in (3, 5, 7)]
+    dilated = [nn.Sequential(*half(channels, size, dilation=2)) for size in (3, 5)]
+    return plain + separable + dilated
+
+
+def pc_darts(channels: int) -> list[nn.Module]:
+    """The eight candidates of DARTS at stride 1: none, two pools, skip, separable and dilated convolutions."""
+
+    def norm() -> nn.Module:
+        return nn.BatchNorm2d(channels, affine=False)
+
+    def separable(size: int) -> nn.Module:
+        return nn.Sequential(*half(channels, size), norm(), *half(channels, size), norm())
+
+    def dilated(size: int) -> nn.Module:
+        return nn.Sequential(*half(channels, size, dilation=2), norm())
+
+    pools = [nn.MaxPool2d(3, 1, 1), nn.AvgPool2d(3, 1, 1, count_include_pad=False)]
+    return [
+        Zero(),
+        *(nn.Sequential(pool, norm()) for pool in pools),
+        nn.Identity(),
+        *(separable(size) for size in (3, 5)),
+        *(dilated(size) for size in (3, 5)),
+    ]
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A mixed operation: its candidates, made from the number of channels, and the shape of its input."""
+
+    candidates: Callable[[int], list[nn.Module]]
+    shape: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """A depthwise convolution that keeps height and width, and the shape of its input."""
+
+    size: int
+    dilation: int
+    shape: tuple[int, int, int, int]
+
+
+MIXED = {
+    "hinas": Mixed(hinas, (24, 12, 64, 64)),
+    "hinas-wide": Mixed(hinas, (6, 20, 64, 64)),
+    "dlsr": Mixed(dlsr, (4, 48, 48, 48)),
+    "dlsr-32": Mixed(dlsr, (64, 48, 32, 32)),
+    "pc-darts": Mixed(pc_darts, (64, 16, 32, 32)),
+}
+DEPTHWISE = {
+    "multi-depthwise/7x7": Depthwise(7, 1, (4, 48, 48, 48)),
+    "multi-depthwise/3x3-dilated": Depthwise(3, 2, (4, 48, 48, 48)),
+    "multi-depthwise/5x5-dilated": Depthwise(5, 2, (4, 48, 48, 48)),
+}
+STEPS = tuple(SPACES)
+
+
+def chosen(given: list[str] | None, known: list[str]) -> list[str]:
+    """The cases to run: those given, a group by its name before the slash; else all, bar what only a GPU is for."""
+    if given:
+        return [name for name in known if name in given or name.split("/")[0] in given]
+    return [name for name in known if name != "dlsr-32" or torch.cuda.is_available()]
+
+
+def search_step(name: str, mixed_op: Callable[..., nn.Module]) -> tuple[Callable[[], None], Callable[[], int]]:
+    """One search step of a space's paper supernet (architecture update, weight update), and what its graph holds.
+
+    Returns the step, and a function that runs the weight step's forward pass and returns the bytes then held.
+    """
+    torch.manual_seed(0)
+    space = find_space(name)
+    data = space.data()
+    fabric = RunConfig().fabric()
+    supernet = space.supernet(space.supernet_config(), mixed_op)
+    search = Bilevel(fabric, supernet, space.loss(), BilevelConfig())
+    clean = torch.rand(data.batch, 1, data.patch, data.patch)
+    noisy = clean + 0.2 * torch.randn_like(clean)
+
+    def step() -> None:
+        search.architecture_step(noisy, clean)
+        search.weight_step(noisy, clean, epoch=0)
+
+    def held() -> int:
+        (x,) = to_device(fabric, noisy)
+        with frozen(supernet.architecture_parameters()), LiveMemory() as graph:
+            y = supernet(x)  # noqa: F841 it is what holds the graph
+            return graph.held()
+
+    return step, held

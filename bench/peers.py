@@ -1,0 +1,122 @@
+"""Who is measured: the ways to compute a mixed operation, ours among them, each in two memory layouts."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch._functorch.config
+import torch.nn.functional as F
+from cases import Depthwise, Mixed
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from srnas_fast import MixedOp
+from srnas_fast.mixed import PlainMixedOp
+from srnas_fast.primitives import multi_depthwise
+from srnas_fast.search.run import memory_format
+
+LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+BUDGET = 0.1  # of the activations that torch.compile would keep
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class CheckpointedMixedOp(PlainMixedOp):
+    """The peer that users reach for: torch.utils.checkpoint around each candidate."""
+
+    def forward(self, x, weights, support=None):
+        return sum(w * checkpoint(op, x, use_reentrant=False) for w, op in zip(weights, self.ops, strict=True))
+
+
+def compiled(ops: Iterable[nn.Module]) -> nn.Module:
+    """``torch.compile`` of the plain sum, for exactly the shapes it meets."""
+    return torch.compile(PlainMixedOp(ops), dynamic=False)
+
+
+def compiled_on_budget(ops: Iterable[nn.Module]) -> nn.Module:
+    """``torch.compile`` of the plain sum that may keep only ``BUDGET`` of its activations.
+
+    The budget is a global setting which is no part of the compiled code's key: so it is set just while this peer
+    compiles, by a backend of its own, which also keeps the code of the two compiled peers apart.
+    """
+
+    def backend(graph, inputs):
+        from torch._inductor.compile_fx import compile_fx  # slow to import, and only needed here
+
+        with torch._functorch.config.patch(activation_memory_budget=BUDGET):
+            return compile_fx(graph, inputs)
+
+    return torch.compile(PlainMixedOp(ops), dynamic=False, backend=backend)
+
+
+PEERS: dict[str, Callable[[Iterable[nn.Module]], nn.Module]] = {
+    "eager": PlainMixedOp,
+    "checkpoint": CheckpointedMixedOp,
+    "compile": compiled,
+    "compile-budget": compiled_on_budget,
+    "srnas_fast": MixedOp,
+    "srnas_fast-unmerged": partial(MixedOp, merge=False),
+}
+COMPILED = ("compile", "compile-budget")
+STEP_PEERS = [peer for peer in PEERS if peer not in COMPILED]
+STEP_LAYOUT = next(name for name, layout in LAYOUTS.items() if layout is memory_format(DEVICE))  # the search's choice
+
+
+@dataclass
+class Job:
+    """One peer at work on one case: a forward pass from ``x``, a backward pass from ``dy`` to all ``inputs``."""
+
+    forward: Callable[[], Tensor]
+    x: Tensor
+    inputs: list[Tensor]
+    dy: Tensor
+
+    def draw(self, seed: int) -> None:
+        """Other numbers for x and dy; the same for every peer, layout and type."""
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for tensor in (self.x, self.dy):
+                tensor.copy_(torch.randn(tensor.shape))
+
+    def backward(self, y: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(y, self.inputs, self.dy)
+
+
+def mixed_job(case: Mixed, peer: str, layout: str, dtype: torch.dtype = torch.float32) -> Job:
+    """The same numbers for every peer, layout and type; the gradients of x, of the weights and of all parameters."""
+    torch.manual_seed(0)
+    place = {"device": DEVICE, "dtype": dtype}
+    ops = nn.ModuleList(case.candidates(case.shape[1]))
+    weights = (0.3 * torch.randn(len(ops))).softmax(0).to(**place).requires_grad_()
+    ops.to(**place, memory_format=LAYOUTS[layout])
+    x, dy = (torch.empty(case.shape, **place, memory_format=LAYOUTS[layout]) for _ in range(2))
+    x.requires_grad_()
+    op = PEERS[peer](ops)
+    job = Job(lambda: op(x, weights), x, [x, weights, *ops.parameters()], dy)
+    job.draw(0)
+    return job
+
+
+def depthwise_job(case: Depthwise, peer: str, layout: str) -> Job:
+    """The primitive ``multi_depthwise`` with one kernel, or the convolution of torch ("eager")."""
+    torch.manual_seed(0)
+    channels, padding = case.shape[1], case.dilation * (case.size // 2)
+    kernel = torch.randn(channels, 1, case.size, case.size, device=DEVICE).requires_grad_()
+    x, dy = (torch.empty(case.shape, device=DEVICE, memory_format=LAYOUTS[layout]) for _ in range(2))
+    x.requires_grad_()
+    if peer == "eager":
+        forward = partial(F.conv2d, x, kernel, padding=padding, dilation=case.dilation, groups=channels)
+    else:
+
+        def forward() -> Tensor:
+            return multi_depthwise(x, [kernel], [case.dilation])[0]
+
+    job = Job(forward, x, [x, kernel], dy)
+    job.draw(0)
+    return job
+
+
+def reason(error: BaseException) -> str:
+    """How a peer failed, in one short line."""
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}"[:120]

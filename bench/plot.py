@@ -1,0 +1,98 @@
+"""Bar charts of the newest rows of each case, peer and layout: python bench/plot.py
+
+Reads bench/results/memory.csv and speed.csv, writes a .png beside each. Only what was measured on one device with one
+number of threads stands in one picture: those of the file's last row.
+"""
+
+from pathlib import Path
+
+from cases import DEPTHWISE, MIXED, STEPS
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from peers import LAYOUTS, PEERS
+from rows import RESULTS, read
+
+from srnas_fast.report.colours import COLOURS
+
+Rows = list[dict[str, str]]
+OURS, OTHERS, PALE = COLOURS[1], COLOURS[6], 0.35
+
+
+def newest(rows: Rows) -> dict[str, Rows]:
+    """By case, the last measured row of each peer and layout, without those that failed."""
+    cases, peers, layouts = [*MIXED, *DEPTHWISE, *STEPS], list(PEERS), list(LAYOUTS)
+    here = [row for row in rows if all(row[name] == rows[-1][name] for name in ("device", "threads"))]
+    last = {(cases.index(row["case"]), peers.index(row["peer"]), layouts.index(row["layout"])): row for row in here}
+    found: dict[str, Rows] = {}
+    for _, row in sorted(last.items()):
+        if row.get("peak, MiB") or row.get("total, ms"):
+            found.setdefault(row["case"], []).append(row)
+    return found
+
+
+def text(value: float) -> str:
+    """Three digits or more, no exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def memory_panel(axes: Axes, rows: Rows) -> str:
+    """Peak, and over it what is held between the passes; in sizes of the input, of a search step in MiB."""
+    unit = "U" if rows[0]["held, U"] else "MiB"
+    for place, row in enumerate(rows):
+        colour = OURS if row["peer"].startswith("srnas_fast") else OTHERS
+        peak, held = float(row[f"peak, {unit}"]), float(row[f"held, {unit}"])
+        axes.barh(place, peak, color=colour, alpha=PALE)
+        axes.barh(place, held, color=colour, height=0.4)
+        axes.text(peak, place, f" {text(held)} / {text(peak)}", va="center", fontsize=7)
+    return "sizes of the input" if unit == "U" else "MiB"
+
+
+def speed_panel(axes: Axes, rows: Rows) -> str:
+    """The forward pass and, on its right, the backward pass; where only the whole was timed, the whole."""
+    for place, row in enumerate(rows):
+        colour = OURS if row["peer"].startswith("srnas_fast") else OTHERS
+        forward, total = float(row["forward, ms"] or 0), float(row["total, ms"])
+        axes.barh(place, forward, color=colour, alpha=PALE)
+        axes.barh(place, total - forward, left=forward, color=colour)
+        axes.text(total, place, f" {text(total)}", va="center", fontsize=7)
+    return "ms"
+
+
+def draw(file: Path, title: str, panel) -> None:
+    """One panel per case, under a title that says what the bars are and where they were measured."""
+    rows = read(file)
+    cases = newest(rows) if rows else {}
+    if not cases:
+        raise SystemExit(f"{file} holds no figures yet")
+    lines = -(-len(cases) // 2)
+    figure = Figure((11, 0.8 + 2.9 * lines), layout="constrained")
+    grid = iter(figure.subplots(lines, 2, squeeze=False).flat)
+    for case, rows in cases.items():
+        axes = next(grid)
+        unit = panel(axes, rows)
+        axes.set_title(case, fontsize=10)
+        axes.set_xlabel(unit, fontsize=8)
+        axes.set_yticks(range(len(rows)), [f"{row['peer']}, {row['layout']}" for row in rows], fontsize=7)
+        axes.tick_params(axis="x", labelsize=7)
+        axes.invert_yaxis()
+        axes.margins(x=0.16)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid:  # a place that no case took
+        axes.set_axis_off()
+    [device], [threads], versions, commits = (
+        sorted({row[name] for rows in cases.values() for row in rows})
+        for name in ("device", "threads", "torch", "commit")
+    )
+    machine = f"{device}, {threads} threads, torch {', '.join(versions)}, commit {', '.join(commits)}"
+    figure.suptitle(f"{title}\n{machine}", fontsize=11)
+    figure.savefig(file.with_suffix(".png"), dpi=90)
+    print(file.with_suffix(".png"))
+
+
+def main() -> None:
+    draw(RESULTS / "memory.csv", "Memory: held between forward and backward (strong) / peak (pale)", memory_panel)
+    draw(RESULTS / "speed.csv", "Time: forward (pale) and backward (strong)", speed_panel)
+
+
+if __name__ == "__main__":
+    main()

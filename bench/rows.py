@@ -1,0 +1,77 @@
+"""The rows of a bench: where they were measured, as a table on the terminal, as lines of a CSV file."""
+
+import csv
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+
+from srnas_fast import __version__
+from srnas_fast.backends import cpu_kernels
+from srnas_fast.backends.report import processor
+from srnas_fast.report import show_table
+
+RESULTS = Path(__file__).parent / "results"
+Row = dict[str, str | float | None]
+
+
+def where() -> Row:
+    """Device, our backend, threads, versions, commit and time: the end of every row."""
+    gpu = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if gpu else processor(),
+        "backend": "reference" if gpu or cpu_kernels() is None else "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "srnas_fast": __version__,
+        "commit": commit(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def commit() -> str:
+    """The commit measured, with a + where the tree differs from it."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=RESULTS.parent, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    differs = git("status", "--porcelain", "--", "..", ":!results")
+    return git("rev-parse", "--short", "HEAD") + ("+" if differs else "")
+
+
+def report(case: str, what: str, rows: list[Row], figures: list[str], place: Row, file: Path) -> None:
+    """Print the rows of one case and append them to the CSV file; what a row lacks is a dash, an empty field."""
+    title = (
+        f"{case}: {what}; {place['device']}, {place['threads']} threads, torch {place['torch']}, "
+        f"srnas_fast {place['srnas_fast']} ({place['backend']} backend), commit {place['commit']}"
+    )
+    shown = ["peer", "layout", *(name for name in figures if any(row.get(name) is not None for row in rows))]
+    if any(row.get("note") for row in rows):
+        shown.append("note")
+    show_table(title, shown, [[row.get(name) for name in shown] for row in rows])
+    columns = ["case", "peer", "layout", *figures, "note", *place]
+    append(file, columns, [{"case": case, **row, **place} for row in rows])
+
+
+def append(file: Path, columns: list[str], rows: list[Row]) -> None:
+    """Add rows to a CSV file, six digits a number; the file is made where there is none."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.exists():
+        with open(file, newline="", encoding="utf-8") as stream:
+            there = next(csv.reader(stream), None)
+        if there != columns:
+            raise SystemExit(f"{file} has other columns than this bench writes; move it away:\n{there}\n{columns}")
+    with open(file, "a", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        if stream.tell() == 0:
+            writer.writeheader()
+        for row in rows:
+            writer.writerow({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in row.items()})
+
+
+def read(file: Path) -> list[dict[str, str]]:
+    """All rows of a CSV file, as text."""
+    with open(file, newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))

@@ -1,0 +1,146 @@
+"""Time beside the peers: python bench/speed.py --case hinas
+
+One table per case, all peers in one run and in alternation (A B C A B C ...), medians, p20 and p80 of the total;
+appended to bench/results/speed.csv. The last columns are the total as a multiple of eager's in its faster layout and
+in NCHW. Of `multi-depthwise` the backward pass alone is timed; of a search step, the step.
+"""
+
+import argparse
+import gc
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from cases import DEPTHWISE, MIXED, STEPS, Depthwise, Mixed, chosen, search_step
+from peers import DEVICE, LAYOUTS, PEERS, STEP_LAYOUT, STEP_PEERS, depthwise_job, mixed_job, reason
+from rows import RESULTS, Row, report, where
+
+FIGURES = ["forward, ms", "backward, ms", "total, ms", "p20, ms", "p80, ms", "of faster eager", "of eager NCHW"]
+WARM = 2  # passes before the clock counts; the first one compiles
+
+Key = tuple[str, str]  # peer, layout
+Work = Callable[[], dict[str, float]]  # does it once, returns the milliseconds of its parts
+
+
+def now() -> float:
+    """Milliseconds, once the device has done what it was given."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return 1000 * time.perf_counter()
+
+
+def mixed(case: Mixed, peer: str, layout: str) -> Work:
+    job = mixed_job(case, peer, layout)
+
+    def work() -> dict[str, float]:
+        begun = now()
+        y = job.forward()
+        between = now()
+        gradients = job.backward(y)  # noqa: F841 freed after the clock has been read
+        return {"forward, ms": between - begun, "backward, ms": now() - between}
+
+    return work
+
+
+def depthwise(case: Depthwise, peer: str, layout: str) -> Work:
+    job = depthwise_job(case, peer, layout)
+
+    def work() -> dict[str, float]:
+        y = job.forward()
+        begun = now()
+        gradients = job.backward(y)  # noqa: F841 freed after the clock has been read
+        return {"backward, ms": now() - begun}
+
+    return work
+
+
+def search(name: str, peer: str) -> Work:
+    step, _ = search_step(name, PEERS[peer])
+
+    def work() -> dict[str, float]:
+        begun = now()
+        step()
+        return {"total, ms": now() - begun}
+
+    return work
+
+
+def measure(makers: dict[Key, Callable[[], Work]], rounds: int) -> list[Row]:
+    """One row per peer and layout: medians over alternating rounds, or how it failed."""
+    torch.compiler.reset()  # the code compiled for one case is none of the next one's
+    works: dict[Key, Work] = {}
+    failed: dict[Key, str] = {}
+    times: dict[Key, list[dict[str, float]]] = {key: [] for key in makers}
+    for key, make in makers.items():
+        try:
+            works[key] = make()
+        except Exception as failure:
+            failed[key] = reason(failure)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(WARM + rounds):
+            for key, work in list(works.items()):
+                try:
+                    times[key].append(work())
+                except Exception as failure:
+                    failed[key] = reason(failure)
+                    del works[key]
+    finally:
+        gc.enable()
+    measured = {key: times[key][WARM:] for key in works}
+    medians = {key: total(rows, 50) for key, rows in measured.items()}
+    eager = [median for (peer, _), median in medians.items() if peer == "eager"]
+    rows = []
+    for peer, layout in makers:
+        row: Row = {"peer": peer, "layout": layout, "note": failed.get((peer, layout))}
+        if passes := measured.get((peer, layout)):
+            row |= {part: float(np.median([each[part] for each in passes])) for part in passes[0]}
+            row |= {"total, ms": medians[peer, layout], "p20, ms": total(passes, 20), "p80, ms": total(passes, 80)}
+            if eager:
+                row["of faster eager"] = row["total, ms"] / min(eager)
+            if ("eager", "NCHW") in medians:
+                row["of eager NCHW"] = row["total, ms"] / medians["eager", "NCHW"]
+        rows.append(row)
+    return rows
+
+
+def total(passes: list[dict[str, float]], percent: float) -> float:
+    """A percentile of the milliseconds of all parts together."""
+    return float(np.percentile([sum(each.values()) for each in passes], percent))
+
+
+def makers_of(case: str, peers: list[str]) -> tuple[str, dict[Key, Callable[[], Work]]]:
+    """What a case measures, and how each of its peers is made."""
+    if case in STEPS:
+        steps = [peer for peer in peers if peer in STEP_PEERS]
+        return "one search step", {(peer, STEP_LAYOUT): partial(search, case, peer) for peer in steps}
+    if case in MIXED:
+        what, work, one = "forward and backward", mixed, MIXED[case]
+    else:
+        what, work, one = "backward", depthwise, DEPTHWISE[case]
+        peers = [peer for peer in peers if peer in ("eager", "srnas_fast")]
+    makers = {(peer, layout): partial(work, one, peer, layout) for peer in peers for layout in LAYOUTS}
+    return f"{what}, x {'x'.join(map(str, one.shape))}", makers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cases = [*MIXED, *DEPTHWISE, *STEPS]
+    groups = dict.fromkeys([*cases, *(name.split("/")[0] for name in DEPTHWISE)])
+    parser.add_argument("--case", choices=groups, action="append", help="again for more; default: all")
+    parser.add_argument("--peer", choices=PEERS, action="append", help="again for more; default: all")
+    parser.add_argument("--rounds", type=int, help="default: 15, of search steps 3")
+    arguments = parser.parse_args()
+    peers, place = arguments.peer or list(PEERS), where()
+    for case in chosen(arguments.case, cases):
+        what, makers = makers_of(case, peers)
+        rounds = arguments.rounds or (3 if case in STEPS else 15)
+        rows = measure(makers, rounds)
+        report(case, f"{what}, {rounds} rounds", rows, FIGURES, place, RESULTS / "speed.csv")
+
+
+if __name__ == "__main__":
+    main()

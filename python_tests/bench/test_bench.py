@@ -1,0 +1,207 @@
+"""The benches on shapes that take no time. They run in processes of their own, since bench/ is no package."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+
+pytestmark = pytest.mark.skipif(not BENCH.is_dir(), reason="the tests do not lie in a source checkout")
+
+
+def bench(code):
+    """Run code where the files of bench/ can be imported; what it calls ``result`` comes back."""
+    path = os.pathsep.join(filter(None, [str(BENCH), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-c", f"import json\n{code}\nprint('RESULT' + json.dumps(result))"],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    return json.loads(line.removeprefix("RESULT"))
+
+
+def test_the_cases_are_those_published():
+    result = bench("""
+from cases import MIXED, chosen
+sizes = {name: [sum(p.numel() for p in op.parameters()) for op in case.candidates(case.shape[1])]
+         for name, case in MIXED.items()}
+result = [sizes, chosen(None, ["dlsr", "dlsr-32"]), chosen(["dlsr-32"], ["dlsr", "dlsr-32"]),
+          chosen(["multi-depthwise"], ["dlsr", "multi-depthwise/7x7"])]
+""")
+    sizes, on_its_own, asked_for, group = result
+    assert sizes["dlsr"] == sizes["dlsr-32"] == [2304, 20736, 57600, 112896, 5472, 7008, 9312, 2736, 3504]
+    assert sizes["hinas"] == [9 * 144, 2 * (9 + 12) * 12, 2 * (25 + 12) * 12, 9 * 144, 25 * 144, 0, 0]
+    assert sizes["pc-darts"] == [0, 0, 0, 0, 2 * (9 + 16) * 16, 2 * (25 + 16) * 16, (9 + 16) * 16, (25 + 16) * 16]
+    assert "dlsr" in on_its_own
+    assert asked_for == ["dlsr-32"]
+    assert group == ["multi-depthwise/7x7"]
+
+
+def test_what_eager_keeps_is_what_was_published_and_both_trackers_see_it():
+    result = bench("""
+from dataclasses import replace
+from cases import MIXED
+from memory import allocated, live
+from peers import mixed_job
+result = {}
+for name in ("hinas", "hinas-wide", "dlsr", "pc-darts"):
+    job = mixed_job(replace(MIXED[name], shape=(2, MIXED[name].shape[1], 24, 24)), "eager", "channels_last")
+    job.backward(job.forward())
+    result[name] = [job.x.nbytes, live(job), allocated(job)]
+""")
+    for name, multiple in {"hinas": 26, "hinas-wide": 26, "dlsr": 25, "pc-darts": 29}.items():
+        unit, (held, forward, backward), (held_too, peak) = result[name]
+        assert held / unit == pytest.approx(multiple, abs=0.05)
+        assert held_too == pytest.approx(held, abs=1024)
+        assert held <= forward and max(forward, backward) <= peak + 1024 < 2 * held
+
+
+def test_memory_rows_and_a_peer_that_fails():
+    result = bench("""
+from dataclasses import replace
+import memory, peers
+
+class Wrong(peers.PlainMixedOp):
+    def forward(self, x, weights):
+        return super().forward(x, 1.5 * weights)
+
+class Broken(peers.PlainMixedOp):
+    def forward(self, x, weights):
+        raise RuntimeError("out of memory\\nand more")
+
+peers.PEERS.update(wrong=Wrong, broken=Broken)
+memory.resident = lambda *arguments: {"resident, U": 1.0}  # has a test of its own
+tiny = replace(memory.MIXED["hinas"], shape=(4, 4, 12, 12))
+result = memory.mixed_rows(tiny, ["eager", "broken"]) + memory.mixed_rows(tiny, ["srnas_fast"])
+right, wrong = (peers.mixed_job(tiny, peer, "NCHW") for peer in ("eager", "wrong"))
+result.append(memory.error(memory.gradients_of(wrong), memory.gradients_of(right)))
+""")
+    *rows, wrong = result
+    assert [(row["peer"], row["layout"]) for row in rows] == [
+        (peer, layout) for peer in ("eager", "broken", "srnas_fast") for layout in ("NCHW", "channels_last")
+    ]
+    assert [row["note"] for row in rows[2:4]] == 2 * ["RuntimeError: out of memory"]
+    for row in rows[:2] + rows[4:]:
+        assert "note" not in row
+        assert 0 < row["error"] < 1e-4
+        assert row["held, U"] < 27 and row["peak, U"] >= row["held, U"]
+    assert rows[0]["fixed, MiB"] < 0.1 * rows[0]["held, MiB"]
+    assert rows[4]["held, MiB"] - rows[4]["fixed, MiB"] < 0.1 * 4 * 4 * 12 * 12 * 4 / 2**20
+    assert wrong == pytest.approx(0.5, rel=0.1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel's high-water mark is Linux's")
+def test_resident_memory_grows_by_what_a_peer_needs():
+    result = bench("""
+from dataclasses import replace
+from cases import MIXED
+from memory import resident
+from peers import mixed_job
+case = replace(MIXED["pc-darts"], shape=(16, 16, 64, 64))
+result = {peer: resident(case, peer, "channels_last", 4 << 20) for peer in ("eager", "checkpoint")}
+""")
+    assert 29 < result["eager"]["resident, U"] < 60
+    assert result["checkpoint"]["resident, U"] < 0.8 * result["eager"]["resident, U"]
+
+
+def test_speed_alternates_compares_and_survives_a_failure():
+    result = bench("""
+from speed import DEPTHWISE, MIXED, measure, makers_of
+import speed
+from dataclasses import replace
+order = []
+
+def maker(key, times):
+    times = iter(times)
+    def work():
+        order.append(key)
+        return {"forward, ms": 1.0, "backward, ms": float(next(times))}
+    return lambda: work
+
+def fails():
+    raise ValueError("no such thing")
+
+rows = measure({("eager", "NCHW"): maker("a", [9, 9, 3, 5, 4]), ("eager", "channels_last"): maker("b", [9, 9, 1, 1, 1]),
+                ("srnas_fast", "NCHW"): maker("c", [9, 9, 0, 0, 0]), ("compile", "NCHW"): fails,
+                ("checkpoint", "NCHW"): maker("d", [])}, 3)
+MIXED["dlsr"] = replace(MIXED["dlsr"], shape=(1, 4, 9, 9))
+DEPTHWISE["multi-depthwise/7x7"] = replace(DEPTHWISE["multi-depthwise/7x7"], shape=(1, 4, 9, 9))
+real = [measure(makers_of(case, ["eager", "srnas_fast"])[1], 2) for case in ("dlsr", "multi-depthwise/7x7")]
+result = [order, rows, real]
+""")
+    order, rows, real = result
+    assert "".join(order) == "abcd" + "abc" * 4
+    assert [row.get("total, ms") for row in rows] == [5, 2, 1, None, None]
+    assert [row.get("of faster eager") for row in rows[:3]] == [2.5, 1, 0.5]
+    assert [row.get("of eager NCHW") for row in rows[:3]] == [1, 0.4, 0.2]
+    assert rows[0]["backward, ms"] == 4 and rows[0]["p20, ms"] == pytest.approx(4.4)
+    assert rows[3]["note"] == "ValueError: no such thing" and rows[4]["note"].startswith("StopIteration")
+    for case in real:
+        assert [row["note"] for row in case] == 4 * [None]
+        assert all(row["total, ms"] > 0 for row in case)
+
+
+def test_rows_are_appended_read_and_drawn(tmp_path):
+    shutil.copytree(BENCH / "results", tmp_path / "results", ignore=shutil.ignore_patterns("*.png"))
+    result = bench(f"""
+from pathlib import Path
+import plot, rows, memory, speed
+plot.RESULTS = results = Path({str(tmp_path / "results")!r})
+place = rows.where()
+figures = {{name: 1.23456789 for name in memory.FIGURES}}
+eager, ours = {{"peer": "eager", "layout": "NCHW"}}, {{"peer": "srnas_fast", "layout": "NCHW"}}
+rows.report("hinas", "tiny", [eager | figures, ours | {{"note": "failed"}}], memory.FIGURES, place,
+            results / "memory.csv")
+rows.report("hinas", "tiny", [eager | {{"total, ms": 3.0}}], speed.FIGURES, place, results / "speed.csv")
+plot.main()
+try:
+    rows.append(results / "speed.csv", ["other"], [])
+except SystemExit as refused:
+    result = [str(refused), list(place)]
+""")
+    refused, place = result
+    assert "other columns" in refused
+    assert place == ["device", "backend", "threads", "torch", "srnas_fast", "commit", "time"]
+    with open(tmp_path / "results" / "memory.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[-2]["peak, U"] == "1.23457" and rows[-1]["note"] == "failed" and rows[-1]["peak, U"] == ""
+    for name in ("memory", "speed"):
+        picture = tmp_path / "results" / f"{name}.png"
+        assert 10_000 < picture.stat().st_size < 300_000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler")
+def test_the_compiled_peers_differ_and_leave_the_budget_as_it_was():
+    result = bench("""
+from dataclasses import replace
+import torch._functorch.config as config
+from torch import nn
+from cases import Mixed
+from memory import allocated, error
+from peers import mixed_job
+
+def candidates(channels):
+    return [nn.Sequential(nn.Conv2d(channels, channels, 1), nn.Sigmoid(), nn.Tanh(), nn.GELU()), nn.Sigmoid()]
+
+case, before = Mixed(candidates, (2, 4, 16, 16)), config.activation_memory_budget
+eager = mixed_job(case, "eager", "NCHW")
+exact = eager.backward(eager.forward())
+result = {}
+for peer in ("compile", "compile-budget"):
+    job = mixed_job(case, peer, "NCHW")
+    result[peer] = [error([job.backward(job.forward())], [exact]), allocated(job)[0] / job.x.nbytes]
+assert config.activation_memory_budget == before
+""")
+    (error, held), (error_on_budget, held_on_budget) = result["compile"], result["compile-budget"]
+    assert max(error, error_on_budget) < 1e-5
+    assert 0 <= held_on_budget < held
