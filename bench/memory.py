@@ -27,11 +27,11 @@ from itertools import accumulate
 from multiprocessing import get_context
 
 import torch
+from torch.profiler import ProfilerActivity, profile
+
 from cases import MIXED, STEPS, Mixed, chosen, search_step
 from peers import COMPILED, DEVICE, LAYOUTS, PEERS, STEP_LAYOUT, STEP_PEERS, Job, mixed_job, reason
 from rows import RESULTS, Row, report, where
-from torch.profiler import ProfilerActivity, profile
-
 from srnas_fast.metrics import LiveMemory
 
 MiB = 2**20

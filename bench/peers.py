@@ -7,10 +7,10 @@ from functools import partial
 import torch
 import torch._functorch.config
 import torch.nn.functional as F
-from cases import Depthwise, Mixed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from cases import Depthwise, Mixed
 from srnas_fast import MixedOp
 from srnas_fast.mixed import PlainMixedOp
 from srnas_fast.primitives import multi_depthwise

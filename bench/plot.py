@@ -6,12 +6,12 @@ number of threads stands in one picture: those of the file's last row.
 
 from pathlib import Path
 
-from cases import DEPTHWISE, MIXED, STEPS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from cases import DEPTHWISE, MIXED, STEPS
 from peers import LAYOUTS, PEERS
 from rows import RESULTS, read
-
 from srnas_fast.report.colours import COLOURS
 
 Rows = list[dict[str, str]]

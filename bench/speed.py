@@ -13,6 +13,7 @@ from functools import partial
 
 import numpy as np
 import torch
+
 from cases import DEPTHWISE, MIXED, STEPS, Depthwise, Mixed, chosen, search_step
 from peers import DEVICE, LAYOUTS, PEERS, STEP_LAYOUT, STEP_PEERS, depthwise_job, mixed_job, reason
 from rows import RESULTS, Row, report, where

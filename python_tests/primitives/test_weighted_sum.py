@@ -273,3 +273,12 @@ def test_other_wrong_inputs():
         weighted_sum_backward(z[0], weights, [z])
     with pytest.raises(InputError, match="want_zs has 2 entries"):
         weighted_sum_backward(z, weights, [z], None, True, [True, True])
+
+
+def test_autograd_notices_what_is_written_in_place():
+    y = torch.ones(3, requires_grad=True) * 2
+    z = y * y
+    with torch.no_grad():
+        weighted_sum_(y, torch.ones(1), [torch.ones(3)])
+    with pytest.raises(RuntimeError, match="inplace"):
+        z.sum().backward()

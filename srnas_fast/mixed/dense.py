@@ -2,11 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from srnas_fast.mixed.call import Call, Member, Return
 from srnas_fast.mixed.norm import fold, unfold, uses_batch
-from srnas_fast.mixed.normed import NormedConvolution, accumulate, convolution_backward, plus
+from srnas_fast.mixed.normed import NormedConvolution, accumulate, convolution_backward, convolve, plus
 from srnas_fast.mixed.patterns import Stage
 from srnas_fast.primitives import merge_kernels
 
@@ -35,7 +34,7 @@ class Dense:
         groups = merge_groups(linear) if self.merge else [(m.dilation, [m]) for m in linear]
         merged = [_Linear(call, dilation, group) for dilation, group in groups]
         for part in merged:
-            z = part.convolve(call, a).to(call.dtype)
+            z = part.convolve(call, a)
             # Alone and unshifted, the convolution's output is the sum already.
             y = z if y is None and part.shift is None else accumulate(y, z.new_ones(1), z, part.shift, None)
         normed = [NormedConvolution(m) for m in members if uses_batch(m.stage.norm)]
@@ -92,16 +91,13 @@ class _Linear:
             self.maps.append(affine)
 
     def convolve(self, call: Call, a: Tensor) -> Tensor:
-        kernel = self._kernel(call).to(a.dtype)
-        return F.conv2d(a, kernel, padding=self.dilation * (self.size // 2), dilation=self.dilation)
+        return convolve(a, self._kernel(call), None, self.dilation, call.dtype)
 
     def backward(self, call: Return, a: Tensor, dy: Tensor, da: Tensor | None, a_wanted: bool) -> Tensor | None:
         kernel_wanted = call.dweights is not None or any(call.wants(*m.slots[1:5]) for m in self.members)
         if not (kernel_wanted or a_wanted):
             return da
-        part, dkernel = convolution_backward(
-            dy, a, self._kernel(call).to(a.dtype), self.dilation, a_wanted, kernel_wanted
-        )
+        part, dkernel = convolution_backward(dy, a, self._kernel(call), self.dilation, a_wanted, kernel_wanted)
         if kernel_wanted:
             dkernel = dkernel.to(call.dtype)
             total = dy.sum((0, 2, 3)) if any(f.shift is not None for f in self.maps) else dy.new_zeros(dy.shape[1])

@@ -8,7 +8,8 @@ from srnas_fast.errors import InputError
 class Zero(nn.Module):
     """The candidate ``none``: zeros in the shape of the input, or of every ``stride``-th row and column of it.
 
-    Equivalent to ``x[:, :, ::stride, ::stride] * 0``, so that NaN and infinities stay visible.
+    Equivalent to ``x[:, :, ::stride, ::stride] * 0``. ``MixedOp`` takes it for what is meant, nothing, also where x is
+    NaN or infinite.
 
     Args:
         stride: a whole number from 1 up. With 1 the input may have any shape, otherwise (N, C, H, W).

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from srnas_fast.errors import InputError
 from srnas_fast.mixed.mixed_sum import MixedSum
@@ -13,7 +14,7 @@ from srnas_fast.mixed.plan import Plan, describe, plan
 
 
 class MixedOp(nn.Module):
-    """``y = sum_k weights[k] * ops[k](x)``, keeping only ``x`` and ``weights`` for the backward pass.
+    """``y = sum_k weights[k] * ops[k](x)``, keeping of the image only ``x`` for the backward pass.
 
     Candidates that are built like those of the search spaces (an activation, convolutions or depthwise separable
     convolutions, batch norms; see :meth:`describe`) run in fused branches, which need nothing but ``x`` to go back.
@@ -21,7 +22,8 @@ class MixedOp(nn.Module):
     kept what they computed. Gradients for ``x``, ``weights`` and all parameters are those of plain autograd,
     and one that nobody asked for is not computed. Batch statistics move once, numbers drawn from torch's default
     generators repeat, autocast and the modes of the forward pass are entered again. Hooks, parametrizations and
-    replaced submodules are noticed at each call and make a candidate opaque.
+    replaced submodules are noticed at each call and make a candidate opaque. Hooks on opaque candidates run again in
+    the backward pass. The candidate :class:`srnas_fast.mixed.Zero` adds nothing, also where x is NaN or infinite.
 
     What the recomputation cannot know of, it cannot repeat: an opaque candidate must learn nothing but its own
     registered parameters and draw from no other generator (Python's, numpy's).
@@ -77,7 +79,12 @@ class MixedOp(nn.Module):
                 f"MixedOp weights are {given}; its {count} candidates take one floating-point tensor of shape "
                 f"({count},), such as logits.softmax(-1)[edge]"
             )
-        if weights.device.type == "cpu" and weights.isnan().any():
+        if getattr(self, "_is_replica", False):
+            raise InputError(
+                "MixedOp got copied by torch.nn.DataParallel, whose copies own no parameters; use "
+                "torch.nn.parallel.DistributedDataParallel"
+            )
+        if _visible(weights) and weights.isnan().any():
             raise InputError(
                 f"MixedOp weights hold NaN: {weights.tolist()}; the run has diverged, so lower the "
                 "learning rates or look for the first NaN in the loss"
@@ -107,9 +114,12 @@ class MixedOp(nn.Module):
         """
         return describe(self._planned(), self.ops)
 
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_plan": None}  # a copy is planned anew
+
     def _planned(self) -> Plan:
         """The plan, made anew where hooks, replaced submodules or other settings changed what a candidate is."""
-        if self._plan is None or not self._plan.holds(self.ops):
+        if self._plan is None or not self._plan.holds(self.ops, self.merge):
             self._plan = plan(self.ops, self.merge)
         return self._plan
 
@@ -121,11 +131,17 @@ class MixedOp(nn.Module):
         return Plan(made.recognised, opaque=list(range(len(self.ops))))
 
 
+def _visible(weights: Tensor) -> bool:
+    """Whether a look at the weights costs nothing: they are not on a GPU, which it would stall, and no mere shapes."""
+    plain = type(weights) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling()
+    return plain and weights.device.type == "cpu" and _get_current_dispatch_mode() is None
+
+
 def _live(support: Tensor | Sequence[bool] | None, count: int) -> frozenset[int]:
     """The numbers of the live candidates."""
     if support is None:
         return frozenset(range(count))
-    if isinstance(support, Tensor):
+    if hasattr(support, "tolist"):  # of tensors and arrays
         support = support.tolist()
     if not isinstance(support, Sequence) or len(support) != count or any(alive not in (0, 1) for alive in support):
         raise InputError(f"MixedOp support is {support!r}; give {count} booleans, one per candidate")

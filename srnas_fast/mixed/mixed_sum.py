@@ -1,5 +1,6 @@
 """The autograd function under ``MixedOp``: runs a plan forward, and backward from the input alone."""
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 
 import torch
@@ -11,6 +12,8 @@ from srnas_fast.mixed.call import Call, Return
 from srnas_fast.mixed.opaque import Opaque, autocast_of
 from srnas_fast.mixed.plan import Plan
 from srnas_fast.primitives import weighted_sum, weighted_sum_, weighted_sum_backward
+from srnas_fast.primitives.direct import autocast_is_on
+from srnas_fast.primitives.narrow_convolution import serves
 
 
 class MixedSum(torch.autograd.Function):
@@ -33,7 +36,7 @@ class MixedSum(torch.autograd.Function):
         fused = [plan.recognised[k] for k in live.difference(plan.opaque)]
         kinds = [conv_dtype if r.stages and r.kind != "pool" else x.dtype for r in fused]
         y = None
-        with torch.autocast(x.device.type, enabled=False) if autocast["enabled"] else torch.no_grad():
+        with _without_autocast(x):
             for group in plan.groups:
                 if live.isdisjoint(group.candidates):
                     continue
@@ -66,11 +69,7 @@ class MixedSum(torch.autograd.Function):
             torch.zeros_like(call.weights) if weights_wanted else None, [None] * len(parameters),
         )  # fmt: skip
         dx = None
-        with (
-            torch.autocast(x.device.type, enabled=False)
-            if torch.is_autocast_enabled(x.device.type)
-            else torch.no_grad()
-        ):
+        with _without_autocast(x):
             if not call.live.issubset(plan.opaque):
                 dx = _fused_backward(plan, returned, x, _inner(dy.to(call.dtype), ctx.layout), ctx.layout)
         dx = ctx.opaque.backward(returned, dx, dy, x, weights)
@@ -120,6 +119,10 @@ def _fused_backward(
     return dx
 
 
+def _without_autocast(x: Tensor) -> AbstractContextManager:
+    return torch.autocast(x.device.type, enabled=False) if autocast_is_on(x) else nullcontext()
+
+
 def _plus(y: Tensor | None, weight: Tensor, z: Tensor) -> Tensor:
     return weighted_sum(weight[None], [z]) if y is None else weighted_sum_(y, weight[None], [z])
 
@@ -143,11 +146,13 @@ def _channels_last(x: Tensor) -> bool:
 def _inner_layout(plan: Plan, live: frozenset[int], x: Tensor) -> torch.memory_format | None:
     """The layout to compute in where it is not that of x.
 
-    Convolutions of few channels are two to three times faster on a CPU in channels_last, those of many a tenth, which
-    the copies cost again.
+    On a CPU torch's own convolutions of few channels are two to three times faster in channels_last, those of many a
+    tenth, which the copies would cost again; compiled ones take any layout.
     """
-    if x.dim() == 4 and x.device.type == "cpu" and plan.convolves(live, channels=32):
-        return torch.channels_last
+    if x.device.type == "cpu" and x.dim() == 4:
+        kernels = [m.stage.conv.weight for m in plan.dense(live)]
+        if any(max(kernel.shape[:2]) <= 32 and not serves(x, kernel) for kernel in kernels):
+            return torch.channels_last
     return None
 
 

@@ -96,7 +96,7 @@ def fold(
         return Affine(scale, shift, rstd=rstd, mean=mean)
     m, covariance = moments
     projected = weight @ covariance
-    variance = (projected * weight).sum(1)
+    variance = (projected * weight).sum(1).clamp_(min=0)  # rounding may leave less than nothing
     mean = weight @ m
     move_statistics(norm, mean if bias is None else mean + bias, variance, pixels)
     rstd = (variance + norm.eps).rsqrt()

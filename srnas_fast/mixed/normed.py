@@ -1,5 +1,6 @@
 """Maps whose output is made, normalised, added to y and freed again, one candidate at a time, in both directions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,15 @@ from torch.nn import functional as F
 
 from srnas_fast.mixed.call import Call, Member, Return
 from srnas_fast.mixed.norm import move_statistics, uses_batch
-from srnas_fast.primitives import channel_moments, weighted_sum, weighted_sum_, weighted_sum_backward
+from srnas_fast.primitives import (
+    channel_moments,
+    narrow_convolution,
+    narrow_convolution_backward,
+    narrow_convolution_moments,
+    weighted_sum,
+    weighted_sum_,
+    weighted_sum_backward,
+)
 
 
 class NormedConvolution:
@@ -18,7 +27,8 @@ class NormedConvolution:
         self.member = member
 
     def forward(self, call: Call, a: Tensor, y: Tensor | None) -> Tensor:
-        y, self.statistics = add_normed(call, self.member, self._convolve(call, a), y)
+        z, *moments = convolve_with_moments(a, *self._map(call), call.dtype)
+        y, self.statistics = add_normed(call, self.member, z, y, moments)
         return y
 
     def backward(self, call: Return, a: Tensor, dy: Tensor, da: Tensor | None, a_wanted: bool) -> Tensor | None:
@@ -27,20 +37,18 @@ class NormedConvolution:
         bias = call.read(m.slots.bias)
         if bias is not None:
             call.give(m.slots.bias, torch.zeros_like(bias))  # the batch's mean takes the bias away again
-        dz = normed_gradient(call, m, self.statistics, lambda: self._convolve(call, a), dy, a_wanted or conv_wanted)
+        dz = normed_gradient(
+            call, m, self.statistics, lambda: convolve(a, *self._map(call), call.dtype), dy, a_wanted or conv_wanted
+        )
         if dz is None:
             return da
-        kernel = call.read(m.slots.conv).to(a.dtype)
-        part, dkernel = convolution_backward(dz, a, kernel, m.dilation, a_wanted, conv_wanted)
+        part, dkernel = convolution_backward(dz, a, call.read(m.slots.conv), m.dilation, a_wanted, conv_wanted)
         call.give(m.slots.conv, dkernel)
         return plus(da, part)
 
-    def _convolve(self, call: Call, a: Tensor) -> Tensor:
+    def _map(self, call: Call) -> tuple[Tensor, Tensor | None, int]:
         m = self.member
-        weight, bias = call.read(m.slots.conv).to(a.dtype), call.read(m.slots.bias)
-        bias = None if bias is None else bias.to(a.dtype)
-        z = F.conv2d(a, weight, bias, padding=m.dilation * (m.size // 2), dilation=m.dilation)
-        return z.to(call.dtype)
+        return call.read(m.slots.conv), call.read(m.slots.bias), m.dilation
 
 
 @dataclass
@@ -52,14 +60,19 @@ class Statistics:
     of_batch: bool
 
 
-def add_normed(call: Call, m: Member, z: Tensor, y: Tensor | None) -> tuple[Tensor, Statistics | None]:
-    """y + the weighted norm of z, and the statistics that it took; a norm that uses its batch moves its own."""
+def add_normed(
+    call: Call, m: Member, z: Tensor, y: Tensor | None, moments: Sequence[Tensor] = ()
+) -> tuple[Tensor, Statistics | None]:
+    """y + the weighted norm of z, and the statistics that it took; a norm that uses its batch moves its own.
+
+    ``moments``: mean and biased variance of z, where they are known.
+    """
     norm, w = m.stage.norm, call.weights[m.candidate]
     if norm is None:
         return accumulate(y, w[None], z, None, None), None
     of_batch = uses_batch(norm)
     if of_batch:
-        mean, variance = channel_moments(z)
+        mean, variance = moments or channel_moments(z)
         move_statistics(norm, mean, variance, z.numel() // z.shape[1])
     else:
         mean, variance = norm.running_mean.to(z.dtype, copy=True), norm.running_var.to(z.dtype)
@@ -113,12 +126,31 @@ def plus(da: Tensor | None, part: Tensor | None) -> Tensor | None:
     return part if da is None else da.add_(part)
 
 
+def convolve(a: Tensor, kernel: Tensor, bias: Tensor | None, dilation: int, dtype: torch.dtype) -> Tensor:
+    """A dense convolution that keeps height and width: in the type of ``a``, the result in ``dtype``."""
+    if a.dtype == dtype:
+        return narrow_convolution(a, kernel, bias, dilation)
+    kernel, bias = kernel.to(a.dtype), None if bias is None else bias.to(a.dtype)
+    return F.conv2d(a, kernel, bias, padding=dilation * (kernel.shape[-1] // 2), dilation=dilation).to(dtype)
+
+
+def convolve_with_moments(
+    a: Tensor, kernel: Tensor, bias: Tensor | None, dilation: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with mean and biased variance of the result's channels."""
+    if a.dtype == dtype:
+        return narrow_convolution_moments(a, kernel, bias, dilation)
+    z = convolve(a, kernel, bias, dilation, dtype)
+    return z, *channel_moments(z)
+
+
 def convolution_backward(
     dz: Tensor, a: Tensor, kernel: Tensor, dilation: int, a_wanted: bool, kernel_wanted: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of a dense convolution's input and kernel, where wanted."""
+    if a.dtype == dz.dtype:
+        found = narrow_convolution_backward(dz, a, kernel, dilation, a_wanted, kernel_wanted)
+        return tuple(part if wanted else None for part, wanted in zip(found, (a_wanted, kernel_wanted), strict=True))
     padding = [dilation * (kernel.shape[-1] // 2)] * 2
-    mask = [a_wanted, kernel_wanted, False]
-    return torch.ops.aten.convolution_backward(
-        dz.to(a.dtype), a, kernel, None, [1, 1], padding, [dilation] * 2, False, [0, 0], 1, mask
-    )[:2]
+    arguments = ([1, 1], padding, [dilation] * 2, False, [0, 0], 1, [a_wanted, kernel_wanted, False])
+    return torch.ops.aten.convolution_backward(dz.to(a.dtype), a, kernel.to(a.dtype), None, *arguments)[:2]

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor  # it has no public home
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -21,7 +22,7 @@ class Opaque:
     """
 
     def __init__(self, ops: nn.ModuleList, live: list[int], places: dict[int, dict[str, int]]):
-        self.ops, self.live, self.places = ops, live, places
+        self.ops, self.live, self.places = {k: ops[k] for k in live}, live, places
         self.autocast, self.modes, self.buffers, self.random = {}, {}, {}, {}
 
     def forward(
@@ -62,7 +63,7 @@ class Opaque:
                 torch.set_grad_enabled(bool(call.x_wanted or wanted)),
                 torch.autocast(**self.autocast),
                 _random_state_set(x, self.random.get(k)),
-                _modes_set(self.ops[k], self.modes[k]),
+                _modes_set(self.modes[k]),
             ):
                 z = functional_call(self.ops[k], state, (alias,), tie_weights=False)  # each place is named once
             if weight_wanted:
@@ -95,7 +96,9 @@ def autocast_of(x: Tensor) -> dict:
 
 
 def _random_state(x: Tensor) -> list[Tensor]:
-    """The states of the generators that a candidate may draw from."""
+    """The states of the generators that a candidate may draw from; none where only shapes are computed."""
+    if isinstance(x, FakeTensor):
+        return []
     return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(x.device)] if x.is_cuda else [])
 
 
@@ -112,21 +115,21 @@ def _random_state_set(x: Tensor, state: list[Tensor] | None) -> Iterator[None]:
         yield
 
 
-def _modes(op: nn.Module) -> list[bool]:
+def _modes(op: nn.Module) -> list[tuple[nn.Module, bool]]:
     """Which of its modules are in training mode."""
-    return [module.training for module in op.modules()]
+    return [(module, module.training) for module in op.modules()]
 
 
 @contextmanager
-def _modes_set(op: nn.Module, modes: list[bool]) -> Iterator[None]:
+def _modes_set(modes: list[tuple[nn.Module, bool]]) -> Iterator[None]:
     """The modes of the forward pass again, whatever ``train()`` and ``eval()`` were called in between."""
-    now = _modes(op)
-    for module, mode in zip(op.modules(), modes, strict=True):
+    now = [(module, module.training) for module, _ in modes]
+    for module, mode in modes:
         module.training = mode
     try:
         yield
     finally:
-        for module, mode in zip(op.modules(), now, strict=True):
+        for module, mode in now:
             module.training = mode
 
 

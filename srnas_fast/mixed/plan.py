@@ -1,7 +1,7 @@
 """The planner: which branch takes which candidate of a mixed operation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from srnas_fast.mixed.norm import uses_batch
 from srnas_fast.mixed.patterns import Recognised, Stage, recognise
 from srnas_fast.mixed.pooled import Pool
 from srnas_fast.mixed.separable import Separable, TwoStage
+from srnas_fast.primitives.direct import autocast_is_on
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Plan:
     """
 
     recognised: list[Recognised]
+    merge: bool = True
     places: list[tuple[nn.Module, str]] = field(default_factory=list)
     slots: dict[int, list[int]] = field(default_factory=dict)
     groups: list[Group] = field(default_factory=list)
@@ -44,17 +46,19 @@ class Plan:
     zero: list[int] = field(default_factory=list)
     opaque: list[int] = field(default_factory=list)
 
-    def holds(self, ops: Sequence[nn.Module]) -> bool:
+    def holds(self, ops: Sequence[nn.Module], merge: bool) -> bool:
         """Whether these are the candidates and all are still what they were recognised as."""
-        return len(ops) == len(self.recognised) and all(
-            r.op is op and r.unchanged() for r, op in zip(self.recognised, ops, strict=True)
+        return (
+            len(ops) == len(self.recognised)
+            and merge == self.merge
+            and all(r.op is op and r.unchanged() for r, op in zip(self.recognised, ops, strict=True))
         )
 
     def takes(self, x: Tensor) -> bool:
         """Whether the fused branches take an input: an image batch of the parameters' type, device and channels."""
         if type(x) not in (Tensor, nn.Parameter) or x.dim() != 4 or not x.numel() or not x.is_floating_point():
             return False
-        lowered = x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
+        lowered = x.dtype != torch.float64 and autocast_is_on(x)
         return all(
             parameter.device == x.device
             and (parameter.dtype == x.dtype or (lowered and parameter.dtype != torch.float64))
@@ -62,21 +66,16 @@ class Plan:
         ) and all(group.inputs <= {x.shape[1]} for group in self.groups)
 
     def shape(self, k: int, x: Tensor) -> tuple[int, ...]:
-        """The shape of what a fused candidate makes of x."""
+        """The shape of what a candidate makes of x, one that is not opaque."""
         candidate = self.recognised[k]
         conv = candidate.stages[-1].conv if candidate.stages else None
         channels = x.shape[1] if conv is None else conv.out_channels
         return (x.shape[0], channels, *(-(-size // candidate.stride) for size in x.shape[2:]))
 
-    def convolves(self, live: frozenset[int], channels: int) -> bool:
-        """Whether a live candidate is a dense convolution of so few channels."""
-        return any(
-            m.candidate in live and m.stage.conv.in_channels <= channels
-            for group in self.groups
-            for branch in group.branches
-            if isinstance(branch, Dense)
-            for m in branch.members
-        )
+    def dense(self, live: frozenset[int]) -> list[Member]:
+        """The live candidates that are dense convolutions."""
+        branches = [branch for group in self.groups for branch in group.branches if isinstance(branch, Dense)]
+        return [m for branch in branches for m in branch.members if m.candidate in live]
 
 
 def plan(ops: Sequence[nn.Module], merge: bool) -> Plan:
@@ -86,7 +85,7 @@ def plan(ops: Sequence[nn.Module], merge: bool) -> Plan:
     since their running statistics depend on it.
     """
     recognised = [recognise(op) for op in ops]
-    made = Plan(recognised)
+    made = Plan(recognised, merge)
     norms = [id(s.norm) for r in recognised for s in r.stages if s.norm is not None]
     groups: dict[tuple, Group] = {}
     dense: dict[tuple, list[Member]] = {}
@@ -99,7 +98,7 @@ def plan(ops: Sequence[nn.Module], merge: bool) -> Plan:
         if candidate.kind in ("identity", "zero"):
             getattr(made, candidate.kind).append(k)
             continue
-        members = [Member(k, stage, _slots(stage, made, k)) for stage in candidate.stages]
+        members = [Member(k, _fixed(stage), _slots(stage, made, k)) for stage in candidate.stages]
         first = members[0]
         key = shared_by(first.stage.activation)
         group = groups.setdefault(key, Group(first.stage.activation, first.slots.activation))
@@ -120,6 +119,13 @@ def plan(ops: Sequence[nn.Module], merge: bool) -> Plan:
     # An activated input first: its gradient turns into that of x in place.
     made.groups = sorted(groups.values(), key=lambda group: group.activation is None)
     return made
+
+
+def _fixed(stage: Stage) -> Stage:
+    """The stage with a slope of its own, so that a backward pass knows that of its forward pass."""
+    if type(stage.activation) is not nn.LeakyReLU:
+        return stage
+    return replace(stage, activation=nn.LeakyReLU(stage.activation.negative_slope))
 
 
 def _channels(stage: Stage) -> set[int]:

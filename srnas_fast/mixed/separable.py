@@ -65,6 +65,8 @@ class TwoStage:
     def backward(self, call: Return, a: Tensor, dy: Tensor, da: Tensor | None, a_wanted: bool) -> Tensor | None:
         if self not in call.kept:
             return da
+        if not (a_wanted or call.dweights is not None or call.wants(*self.first.slots[:-1], *self.second.slots)):
+            return da
         inner, outer = call.kept[self]
         slots, act = self.first.slots, self.second.slots.activation
         first_wanted = a_wanted or call.wants(*slots[:-1])

@@ -7,19 +7,30 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 _transforming = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 
-def call(op: torch.library.CustomOpDef, first: torch.Tensor, *rest):
+def autocast_is_on(tensor: torch.Tensor) -> bool:
+    """Whether autocast is on for the tensor's device; false for devices that know none."""
+    device = tensor.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def call(op: torch.library.CustomOpDef, first: torch.Tensor, *rest, mutates: bool = False):
     """``op(first, *rest)``; where nothing would see the difference, by a call of the Python function behind it.
 
     What would see it: a graph that is recorded, autocast, dispatch modes (counters, fake tensors), function transforms,
-    the profiler, compilers, tensors of other classes.
+    the profiler, compilers, tensors of other classes. ``mutates``: the op writes to ``first``, and autograd is told so.
     """
     watched = (
         torch.is_grad_enabled()
         or type(first) not in (torch.Tensor, torch.nn.Parameter)
-        or torch.is_autocast_enabled(first.device.type)
+        or autocast_is_on(first)
         or _get_current_dispatch_mode() is not None
         or _transforming()
         or torch.autograd.profiler._is_profiler_enabled
         or torch.compiler.is_compiling()
     )
-    return op(first, *rest) if watched else op._init_fn(first, *rest)
+    if watched:
+        return op(first, *rest)
+    result = op._init_fn(first, *rest)
+    if mutates and not first.is_inference():
+        torch.autograd.graph.increment_version(first)
+    return result

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from srnas_fast.backends import cpu_kernels
 from srnas_fast.errors import InputError
+from srnas_fast.primitives.direct import call
 from srnas_fast.primitives.multi_depthwise import empty_output, output_size, wide
 from srnas_fast.primitives.weighted_sum import dense_format
 
@@ -51,7 +52,7 @@ def pool(x: Tensor, kind: str, size: int, stride: int = 1, count_padding: bool =
               [4., 5., 5.]]]]), tensor([[[[2., 3.]]]]))
     """
     _check(x, kind, size, stride)
-    return _pool(x, kind, size, stride, count_padding)
+    return call(_pool, x, kind, size, stride, count_padding)
 
 
 def pool_backward(dy: Tensor, x: Tensor, kind: str, size: int, stride: int = 1, count_padding: bool = False) -> Tensor:
@@ -76,7 +77,7 @@ def pool_backward(dy: Tensor, x: Tensor, kind: str, size: int, stride: int = 1, 
     shape = (*x.shape[:2], *output_size(x, stride))
     if dy.shape != shape or not dy.dtype.is_floating_point:
         raise InputError(f"dy is {tuple(dy.shape)} of {dy.dtype}; give a floating tensor {shape}")
-    return _pool_backward(dy, x, kind, size, stride, count_padding)
+    return call(_pool_backward, dy, x, kind, size, stride, count_padding)
 
 
 def _check(x: Tensor, kind: str, size: int, stride: int) -> None:

@@ -102,7 +102,7 @@ def separable_sum_(
     """
     _check_sum(x, depthwise, pointwise, shift, centres, dilations, stride)
     _check_shape("y", y, (x.shape[0], pointwise[0].shape[0], *output_size(x, stride)))
-    call(_separable_sum_, y, x, depthwise, pointwise, shift, centres, dilations, stride)
+    call(_separable_sum_, y, x, depthwise, pointwise, shift, centres, dilations, stride, mutates=True)
     return y
 
 
@@ -472,7 +472,7 @@ def separable_gradient_(
     left, right = _check_gradient(x, dy, depthwise, left, right, offsets, centres, dilations, stride, want_products)
     _check_shape("dx", dx, x.shape)
     rest = (offsets, centres, dilations, stride, want_depthwise, want_products)
-    dysum, flat, products = call(_separable_gradient_, dx, x, dy, depthwise, left, right, *rest)
+    dysum, flat, products = call(_separable_gradient_, dx, x, dy, depthwise, left, right, *rest, mutates=True)
     kernels = flat.split([w.numel() for w in depthwise]) if want_depthwise else [flat] * len(depthwise)
     shaped = [g.view(w.shape) if want_depthwise else g for g, w in zip(kernels, depthwise, strict=True)]
     return [dysum, *(g.to(w.dtype) for g, w in zip(shaped, depthwise, strict=True)), *products]

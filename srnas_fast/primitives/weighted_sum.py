@@ -68,7 +68,7 @@ def weighted_sum_(
     _check(weights, zs, shift, centres)
     if y.shape != zs[0].shape:
         raise InputError(f"y has shape {tuple(y.shape)}; give that of zs, {tuple(zs[0].shape)}")
-    call(_weighted_sum_, y, weights, zs, shift, centres)
+    call(_weighted_sum_, y, weights, zs, shift, centres, mutates=True)
     return y
 
 
