@@ -96,8 +96,7 @@ public:
     // kernel: (outputs, channels * taps)
     Convolution(const T* kernel, const T* bias, int64_t outputs, int64_t channels, const NarrowShape& shape,
                 const Planes& planes)
-        : outputs_(outputs),
-          width_(shape.width),
+        : width_(shape.width),
           packed_(kernel, outputs, channels * shape.taps()),
           start_(outputs),
           planes_(planes) {
@@ -154,7 +153,7 @@ private:
         }
     }
 
-    int64_t outputs_, width_;
+    int64_t width_;
     Packed<T> packed_;
     std::vector<T> start_;
     Planes planes_;

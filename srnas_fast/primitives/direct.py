@@ -1,5 +1,7 @@
 """A short way to a custom op's implementation: torch's dispatcher costs more than a small kernel takes."""
 
+from collections.abc import Sequence
+
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
@@ -13,16 +15,17 @@ def autocast_is_on(tensor: torch.Tensor) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
-def call(op: torch.library.CustomOpDef, first: torch.Tensor, *rest, mutates: bool = False):
+def call(op: torch.library.CustomOpDef, first: torch.Tensor | Sequence[torch.Tensor], *rest, mutates: bool = False):
     """``op(first, *rest)``; where nothing would see the difference, by a call of the Python function behind it.
 
     What would see it: a graph that is recorded, autocast, dispatch modes (counters, fake tensors), function transforms,
     the profiler, compilers, tensors of other classes. ``mutates``: the op writes to ``first``, and autograd is told so.
     """
+    tensor = first if isinstance(first, torch.Tensor) else first[0]
     watched = (
         torch.is_grad_enabled()
-        or type(first) not in (torch.Tensor, torch.nn.Parameter)
-        or autocast_is_on(first)
+        or type(tensor) not in (torch.Tensor, torch.nn.Parameter)
+        or autocast_is_on(tensor)
         or _get_current_dispatch_mode() is not None
         or _transforming()
         or torch.autograd.profiler._is_profiler_enabled

@@ -143,7 +143,7 @@ def _save(ctx, inputs, output) -> None:
 
 def _backward(ctx, dmerged):
     weights, *kernels = ctx.saved_tensors
-    dweights, *dkernels = _merge_kernels_backward(dmerged, weights, kernels, ctx.dilations)
+    dweights, *dkernels = call(_merge_kernels_backward, dmerged, weights, kernels, ctx.dilations)
     return dweights, dkernels, None
 
 

@@ -212,7 +212,8 @@ def _backward(ctx, dys):
     want_x, want_kernels, _, _ = ctx.needs_input_grad
     want_kernels = list(want_kernels)
     used = [k for k, dy in enumerate(dys) if dy is not None]  # a loss may read only some of the outputs
-    dx, *dkernels = _multi_depthwise_backward(
+    dx, *dkernels = call(
+        _multi_depthwise_backward,
         [dys[k] for k in used],
         x,
         [kernels[k] for k in used],

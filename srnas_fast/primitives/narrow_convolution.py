@@ -262,7 +262,7 @@ def _backward(ctx, dz):
     want_x, want_kernel, want_bias, _ = ctx.needs_input_grad
     dx = dkernel = None
     if want_x or want_kernel:
-        dx, dkernel = _narrow_convolution_backward(dz, x, kernel, ctx.dilation, want_x, want_kernel)
+        dx, dkernel = call(_narrow_convolution_backward, dz, x, kernel, ctx.dilation, want_x, want_kernel)
     return dx if want_x else None, dkernel if want_kernel else None, dz.sum((0, 2, 3)) if want_bias else None, None
 
 
@@ -279,7 +279,7 @@ def _moments_backward(ctx, dz, dmean, dvariance):
     weights, centres = torch.stack([torch.ones_like(mean), 2 / pixels * dvariance]), torch.stack([0 * mean, mean])
     dz = weighted_sum(weights, [dz, z], dmean / pixels, centres)
     want_x, want_kernel, want_bias, _ = ctx.needs_input_grad
-    dx, dkernel = _narrow_convolution_backward(dz, x, kernel, ctx.dilation, want_x, want_kernel)
+    dx, dkernel = call(_narrow_convolution_backward, dz, x, kernel, ctx.dilation, want_x, want_kernel)
     return dx if want_x else None, dkernel if want_kernel else None, dz.sum((0, 2, 3)) if want_bias else None, None
 
 

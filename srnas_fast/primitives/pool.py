@@ -157,7 +157,7 @@ def _save(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, dy):
-    return _pool_backward(dy, *ctx.saved_tensors, *ctx.window), None, None, None, None
+    return call(_pool_backward, dy, *ctx.saved_tensors, *ctx.window), None, None, None, None
 
 
 _pool.register_autograd(_backward, setup_context=_save)

@@ -229,8 +229,8 @@ def _backward_sum(ctx, dy):
     want_x, want_depthwise, want_pointwise, want_shift, want_centres, _, _ = ctx.needs_input_grad
     left = [matrix.t() for matrix in pointwise]
     wanted = (want_x, any(want_depthwise), any(want_pointwise))
-    dx, dysum, *gradients = _separable_gradient(
-        x, dy, depthwise, left, [], None, centres, ctx.dilations, ctx.stride, *wanted
+    dx, dysum, *gradients = call(
+        _separable_gradient, x, dy, depthwise, left, [], None, centres, ctx.dilations, ctx.stride, *wanted
     )
     dcentres = None
     if want_centres:
@@ -341,7 +341,7 @@ def _backward_moments(ctx, dmeans, dcovariances):
     pixels = x.shape[0] * height * width
     right = list((dcovariances + dcovariances.transpose(1, 2)) / pixels)
     rest = (right, dmeans / pixels, means, ctx.dilations, ctx.stride, want_x, any(want_depthwise), False)
-    dx, _, *gradients = _separable_gradient(x, None, depthwise, [], *rest)
+    dx, _, *gradients = call(_separable_gradient, x, None, depthwise, [], *rest)
     kernels = [g if want else None for g, want in zip(gradients[: len(depthwise)], want_depthwise, strict=True)]
     return dx if want_x else None, kernels, None, None
 

@@ -286,7 +286,7 @@ def _save(ctx, inputs, output) -> None:
 def _backward(ctx, dy):
     weights, centres, *zs = ctx.saved_tensors
     want_weights, want_zs, want_shift, want_centres = ctx.needs_input_grad
-    dweights, dysum, *dzs = _weighted_sum_backward(dy, weights, zs, centres, want_weights, want_zs)
+    dweights, dysum, *dzs = call(_weighted_sum_backward, dy, weights, zs, centres, want_weights, want_zs)
     dcentres = None
     if want_centres:
         dcentres = -(weights if weights.ndim == 2 else weights[:, None]) * dysum
