@@ -176,53 +176,49 @@ def _backward(
     a_wanted: bool,
     weights_wanted: bool,
 ) -> tuple[Tensor | None, list[Tensor]]:
-    """Gives the parameters' gradients; returns da with the stages' share in it, and the gradients of the weights."""
-    read = [_read(call, member) for member in members]
-    depthwise, dilations = [r.depthwise for r in read], [member.dilation for member in members]
-    stride, centres = members[0].stage.stride, _centres(maps)
-    depthwise_wanted = call.wants(*(m.slots.depthwise for m in members))
-    batch = [affine.projected is not None for affine in maps]
-    algebra = weights_wanted or any(call.wants(*m.slots[1:5]) for m in members)
-    ones = torch.ones((), dtype=call.dtype, device=a.device)
-    scales = [ones if weights is None else weights[m.candidate] for m in members]
-    left = [(w * affine.matrix(r.conv)).t() for w, r, affine in zip(scales, read, maps, strict=True)]
-    right = offsets = None
+    """Gives the parameters' gradients; returns da with the stages' share in it, and the gradients of the weights.
 
-    def gradient(want_x: bool, want_depthwise: bool, want_products: bool) -> list[Tensor]:
-        rest = (dy, depthwise, left, right, offsets, centres, dilations, stride)
-        if want_x and da is not None:
-            return [da, *separable_gradient_(da, a, *rest, want_depthwise, want_products)]
-        return separable_gradient(a, *rest, want_x, want_depthwise, want_products)
-
-    images_wanted = a_wanted or depthwise_wanted
-    one_pass = not any(batch)
-    parts = None
-    if one_pass and (images_wanted or algebra):
-        parts = gradient(a_wanted, depthwise_wanted, algebra)
-    elif not one_pass and (images_wanted or algebra):
-        parts = gradient(False, False, True)
-    dweights = [torch.zeros_like(ones)] * len(members)
-    if parts is None:
-        return da, dweights
+    One pass over the pixels; two where a norm uses its batch, whose sums are in the gradient of every pixel.
+    """
     count = len(members)
-    if algebra or not one_pass:
-        total, products = parts[1], parts[2 + count :]
+    read = [_read(call, member) for member in members]
+    one = torch.ones((), dtype=call.dtype, device=a.device)
+    scales = [one if weights is None else weights[m.candidate] for m in members]
+    dweights = [torch.zeros_like(one)] * count
+    depthwise_wanted = call.wants(*(m.slots.depthwise for m in members))
+    images_wanted = a_wanted or depthwise_wanted
+    sums_wanted = weights_wanted or any(call.wants(*m.slots[1:5]) for m in members)
+    if not (images_wanted or sums_wanted):
+        return da, dweights
+
+    centres = _centres(maps)
+    left = [(w * affine.matrix(r.conv)).t() for w, r, affine in zip(scales, read, maps, strict=True)]
+
+    def run(images: bool, sums: bool, right: list[Tensor] | None = None, offsets: Tensor | None = None) -> list[Tensor]:
+        """[da, the sum of dy, the gradient of each depthwise kernel, the products of each stage]"""
+        where = ([r.depthwise for r in read], left, right, offsets, centres)
+        rest = ([m.dilation for m in members], members[0].stage.stride)
+        wants = (images and depthwise_wanted, sums)
+        if images and a_wanted and da is not None:
+            return [da, *separable_gradient_(da, a, dy, *where, *rest, *wants)]
+        return separable_gradient(a, dy, *where, *rest, images and a_wanted, *wants)
+
+    two_passes = any(affine.projected is not None for affine in maps)
+    found = run(images=not two_passes, sums=sums_wanted or two_passes)
+    if sums_wanted or two_passes:
         corrections = []
         for i, (member, affine, r, w) in enumerate(zip(members, maps, read, scales, strict=True)):
-            found, correction = unfold(affine, w, r.conv, r.bias, r.gamma, r.beta, products[i], total)
-            corrections.append(correction)
-            dweights[i] = found.weight
-            for slot, part in zip(member.slots[1:5], (found.matrix, found.bias, found.gamma, found.beta), strict=True):
+            products, total = found[2 + count + i], found[1]
+            gradients, correction = unfold(affine, w, r.conv, r.bias, r.gamma, r.beta, products, total)
+            dweights[i] = gradients.weight
+            parts = (gradients.matrix, gradients.bias, gradients.gamma, gradients.beta)
+            for slot, part in zip(member.slots[1:5], parts, strict=True):
                 call.give(slot, part)
-        if not one_pass and images_wanted:
-            none = (torch.zeros_like(next(c for c in corrections if c)[0]), torch.zeros_like(centres[0]))
-            corrections = [c or none for c in corrections]
-            right, offsets = [c[0] for c in corrections], torch.stack([c[1] for c in corrections])
-            parts = gradient(a_wanted, depthwise_wanted, False)
-    if images_wanted:
-        if a_wanted:
-            da = parts[0]
-        if depthwise_wanted:
-            for member, part in zip(members, parts[2 : 2 + count], strict=True):
-                call.give(member.slots.depthwise, part)
-    return da, dweights
+            corrections.append(correction or (r.conv.new_zeros(a.shape[1], a.shape[1]), r.conv.new_zeros(a.shape[1])))
+        if two_passes and images_wanted:
+            right, offsets = zip(*corrections, strict=True)
+            found = run(images=True, sums=False, right=list(right), offsets=torch.stack(offsets))
+    if depthwise_wanted:
+        for member, part in zip(members, found[2 : 2 + count], strict=True):
+            call.give(member.slots.depthwise, part)
+    return found[0] if a_wanted else da, dweights
