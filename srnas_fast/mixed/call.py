@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from srnas_fast.mixed.norm import AffineGradients, MapParameters
 from srnas_fast.mixed.patterns import Stage
 
 
@@ -20,6 +21,11 @@ class Slots(NamedTuple):
     beta: int | None
     activation: int | None
 
+    @property
+    def map(self) -> tuple[int | None, ...]:
+        """Those of the linear map and its norm."""
+        return self.conv, self.bias, self.gamma, self.beta
+
 
 class Member(NamedTuple):
     """A stage of a candidate."""
@@ -27,16 +33,6 @@ class Member(NamedTuple):
     candidate: int
     stage: Stage
     slots: Slots
-
-    @property
-    def dilation(self) -> int:
-        """Of the convolution that looks at neighbours."""
-        return (self.stage.depthwise or self.stage.conv).dilation[0]
-
-    @property
-    def size(self) -> int:
-        """Of the kernel that looks at neighbours."""
-        return (self.stage.depthwise or self.stage.conv).kernel_size[0]
 
 
 @dataclass(eq=False)
@@ -66,6 +62,11 @@ class Call:
         parameter = self.parameters[slot]
         return parameter if parameter.dtype is self.dtype else parameter.to(self.dtype)
 
+    def read_map(self, slots: Slots) -> MapParameters:
+        """The parameters of a stage's linear map and norm, its kernel as a matrix."""
+        weight, bias, gamma, beta = map(self.read, slots.map)
+        return MapParameters(weight.flatten(1), bias, gamma, beta)
+
 
 @dataclass(eq=False)
 class Return(Call):
@@ -85,6 +86,12 @@ class Return(Call):
         if slot is not None and self.wanted[slot] and gradient is not None:
             parameter = self.parameters[slot]
             self.found[slot] = gradient.reshape(parameter.shape).to(parameter.dtype)
+
+    def give_map(self, slots: Slots, gradients: AffineGradients) -> None:
+        """The gradients of a stage's linear map and norm, where they are wanted."""
+        parts = (gradients.matrix, gradients.bias, gradients.gamma, gradients.beta)
+        for slot, part in zip(slots.map, parts, strict=True):
+            self.give(slot, part)
 
     def give_weight(self, candidate: int, gradient: Tensor) -> None:
         """The gradient of a candidate's architecture weight, where it is wanted."""

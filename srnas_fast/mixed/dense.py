@@ -8,6 +8,7 @@ from srnas_fast.mixed.norm import fold, unfold, uses_batch
 from srnas_fast.mixed.normed import NormedConvolution, accumulate, convolution_backward, convolve, plus
 from srnas_fast.mixed.patterns import Stage
 from srnas_fast.primitives import merge_kernels
+from srnas_fast.primitives.merge_kernels import taps_of
 
 
 class Dense:
@@ -31,12 +32,12 @@ class Dense:
             return y
         a = a.to(call.conv_dtype)
         linear = [m for m in members if not uses_batch(m.stage.norm)]
-        groups = merge_groups(linear) if self.merge else [(m.dilation, [m]) for m in linear]
+        groups = merge_groups(linear) if self.merge else [(m.stage.dilation, [m]) for m in linear]
         merged = [_Linear(call, dilation, group) for dilation, group in groups]
         for part in merged:
             z = part.convolve(call, a)
             # Alone and unshifted, the convolution's output is the sum already.
-            y = z if y is None and part.shift is None else accumulate(y, z.new_ones(1), z, part.shift, None)
+            y = z if y is None and part.shift is None else accumulate(y, z.new_ones(1), z, part.shift)
         normed = [NormedConvolution(m) for m in members if uses_batch(m.stage.norm)]
         for part in normed:
             y = part.forward(call, a, y)
@@ -64,12 +65,12 @@ def merge_groups(members: list[Member]) -> list[tuple[int, list[Member]]]:
     """Which convolutions run as one, with the dilation of the one: those of one dilation, and with the undilated ones
     all that reach no further; a merged kernel never costs more than its parts."""
     groups: dict[int, list[Member]] = {}
-    widest = max((m.size for m in members if m.dilation == 1), default=0)
-    points = [m for m in members if m.size == 1]  # the middle of any other kernel
+    widest = max((m.stage.size for m in members if m.stage.dilation == 1), default=0)
+    points = [m for m in members if m.stage.size == 1]  # the middle of any other kernel
     for m in members:
-        if m.size > 1:
-            inside = m.dilation * (m.size - 1) < widest
-            groups.setdefault(1 if inside else m.dilation, []).append(m)
+        if m.stage.size > 1:
+            inside = m.stage.dilation * (m.stage.size - 1) < widest
+            groups.setdefault(1 if inside else m.stage.dilation, []).append(m)
     if points:
         groups.setdefault(min(groups, default=1), []).extend(points)
     return list(groups.items())
@@ -80,11 +81,9 @@ class _Linear:
 
     def __init__(self, call: Call, dilation: int, members: list[Member]):
         self.dilation, self.members = dilation, members
-        self.size = max(m.dilation // dilation * (m.size - 1) + 1 if m.size > 1 else 1 for m in members)
         self.maps, self.shift = [], None
         for m in members:
-            weight, bias, gamma, beta = _read(call, m)
-            affine = fold(weight.flatten(1), bias, m.stage.norm, gamma, beta, None, 0)
+            affine = fold(call.read_map(m.slots), m.stage.norm)
             if affine.shift is not None:
                 part = call.weights[m.candidate] * affine.shift
                 self.shift = part if self.shift is None else self.shift + part
@@ -94,7 +93,7 @@ class _Linear:
         return convolve(a, self._kernel(call), None, self.dilation, call.dtype)
 
     def backward(self, call: Return, a: Tensor, dy: Tensor, da: Tensor | None, a_wanted: bool) -> Tensor | None:
-        kernel_wanted = call.dweights is not None or any(call.wants(*m.slots[1:5]) for m in self.members)
+        kernel_wanted = call.dweights is not None or any(call.wants(*m.slots.map) for m in self.members)
         if not (kernel_wanted or a_wanted):
             return da
         part, dkernel = convolution_backward(dy, a, self._kernel(call), self.dilation, a_wanted, kernel_wanted)
@@ -102,21 +101,15 @@ class _Linear:
             dkernel = dkernel.to(call.dtype)
             total = dy.sum((0, 2, 3)) if any(f.shift is not None for f in self.maps) else dy.new_zeros(dy.shape[1])
             for m, affine in zip(self.members, self.maps, strict=True):
-                step = self._step(m)
-                edge = (self.size - 1 - step * (m.size - 1)) // 2
-                taps = slice(edge, self.size - edge, step)
-                weight, bias, gamma, beta = _read(call, m)
-                products = dkernel[:, :, taps, taps].flatten(1)
-                w = call.weights[m.candidate]
-                found, _ = unfold(affine, w, weight.flatten(1), bias, gamma, beta, products, total)
+                products = taps_of(dkernel, m.stage.size, self._step(m)).flatten(1)
+                found, _ = unfold(affine, call.weights[m.candidate], call.read_map(m.slots), products, total)
                 call.give_weight(m.candidate, found.weight)
-                for slot, grad in zip(m.slots[1:5], (found.matrix, found.bias, found.gamma, found.beta), strict=True):
-                    call.give(slot, grad)
+                call.give_map(m.slots, found)
         return plus(da, part)
 
     def _step(self, m: Member) -> int:
         """The dilation of a candidate inside the merged kernel."""
-        return m.dilation // self.dilation if m.size > 1 else 1
+        return m.stage.dilation // self.dilation if m.stage.size > 1 else 1
 
     def _kernel(self, call: Call) -> Tensor:
         kernels = []
@@ -127,7 +120,3 @@ class _Linear:
         if len(kernels) == 1:
             return weights * kernels[0]
         return merge_kernels(weights, kernels, [self._step(m) for m in self.members])
-
-
-def _read(call: Call, m: Member) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    return call.read(m.slots.conv), call.read(m.slots.bias), call.read(m.slots.gamma), call.read(m.slots.beta)

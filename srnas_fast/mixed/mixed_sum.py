@@ -9,9 +9,10 @@ from torch import Tensor
 from srnas_fast.errors import InputError
 from srnas_fast.mixed.activation import activate, activation_gradient, result_suffices
 from srnas_fast.mixed.call import Call, Return
-from srnas_fast.mixed.opaque import Opaque, autocast_of
+from srnas_fast.mixed.normed import accumulate
+from srnas_fast.mixed.opaque import Opaque, autocast_of, channels_last
 from srnas_fast.mixed.plan import Plan
-from srnas_fast.primitives import weighted_sum, weighted_sum_, weighted_sum_backward
+from srnas_fast.primitives import weighted_sum_backward
 from srnas_fast.primitives.direct import autocast_is_on
 from srnas_fast.primitives.narrow_convolution import serves
 
@@ -45,7 +46,7 @@ class MixedSum(torch.autograd.Function):
                     y = branch.forward(call, a, y)
                 del a
             for k in live.intersection(plan.identity):
-                y = _plus(y, call.weights[k], x.to(dtype))
+                y = accumulate(y, call.weights[k : k + 1], x.to(dtype))
             if y is None and fused:  # all of them are zero
                 stride = fused[0].stride
                 y = torch.zeros_like(x[:, :, ::stride, ::stride], dtype=dtype)
@@ -109,11 +110,11 @@ def _fused_backward(
             del part
         del a
     for k in call.live.intersection(plan.identity):
+        weight = call.weights[k : k + 1]
         if call.dweights is not None:
-            weight = call.weights[k : k + 1]
             call.give_weight(k, weighted_sum_backward(x.to(call.dtype), weight, [dy], None, True, [False])[0][0])
         if call.x_wanted:
-            dx = _plus(dx, call.weights[k], dy)
+            dx = accumulate(dx, weight, dy)
     if dx is None and call.x_wanted:
         dx = torch.zeros_like(x, dtype=call.dtype)
     return dx
@@ -121,10 +122,6 @@ def _fused_backward(
 
 def _without_autocast(x: Tensor) -> AbstractContextManager:
     return torch.autocast(x.device.type, enabled=False) if autocast_is_on(x) else nullcontext()
-
-
-def _plus(y: Tensor | None, weight: Tensor, z: Tensor) -> Tensor:
-    return weighted_sum(weight[None], [z]) if y is None else weighted_sum_(y, weight[None], [z])
 
 
 def _check_shapes(plan: Plan, live: frozenset[int], x: Tensor) -> None:
@@ -136,11 +133,6 @@ def _check_shapes(plan: Plan, live: frozenset[int], x: Tensor) -> None:
             f"MixedOp candidate {min(shapes)} returns shape {first} and candidate {other} shape {shapes[other]}; "
             "all must agree on it"
         )
-
-
-def _channels_last(x: Tensor) -> bool:
-    """Whether x is laid out channels_last and not in the ordinary way as well."""
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def _inner_layout(plan: Plan, live: frozenset[int], x: Tensor) -> torch.memory_format | None:
@@ -165,4 +157,4 @@ def _outer(y: Tensor, dtype: torch.dtype, like: Tensor) -> Tensor:
     y = y.to(dtype)
     if y.dim() != 4:
         return y
-    return y.contiguous(memory_format=torch.channels_last if _channels_last(like) else torch.contiguous_format)
+    return y.contiguous(memory_format=torch.channels_last if channels_last(like) else torch.contiguous_format)

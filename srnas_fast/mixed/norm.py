@@ -45,6 +45,16 @@ def move_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, pixels
 
 
 @dataclass
+class MapParameters:
+    """Of a linear map and its norm: ``P`` (O, C), ``b``, ``gamma``, ``beta``, each (O,) or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+    gamma: Tensor | None
+    beta: Tensor | None
+
+
+@dataclass
 class Affine:
     """``matrix @ (v - centre) + shift``: a linear map and its norm, and what the gradients of both need.
 
@@ -71,20 +81,17 @@ class Affine:
 
 
 def fold(
-    weight: Tensor,
-    bias: Tensor | None,
+    parameters: MapParameters,
     norm: nn.BatchNorm2d | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    moments: tuple[Tensor, Tensor] | None,
-    pixels: int,
+    moments: tuple[Tensor, Tensor] | None = None,
+    pixels: int = 0,
 ) -> Affine:
     """The map with its norm in it; a norm that uses its batch moves its running statistics.
 
     Args:
-        weight, bias: ``P`` (O, C) and ``b`` (O,).
-        moments: mean (C,) and covariance (C, C) of ``v``, for a norm that uses its batch.
+        moments: mean (C,) and covariance (C, C) of ``v`` over so many pixels, for a norm that uses its batch.
     """
+    weight, bias, gamma, beta = parameters.weight, parameters.bias, parameters.gamma, parameters.beta
     if norm is None:
         return Affine(None, bias)
     if moments is None:
@@ -116,14 +123,7 @@ class AffineGradients:
 
 
 def unfold(
-    affine: Affine,
-    w: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    products: Tensor,
-    total: Tensor,
+    affine: Affine, w: Tensor, parameters: MapParameters, products: Tensor, total: Tensor
 ) -> tuple[AffineGradients, tuple[Tensor, Tensor] | None]:
     """The gradients, and the correction (``right``, ``offset``) that a batch's norm adds to the gradient of ``v``.
 
@@ -132,6 +132,7 @@ def unfold(
     Args:
         products: ``G``, (O, C). total: (O,), the sum of dy.
     """
+    weight, bias, gamma, beta = parameters.weight, parameters.bias, parameters.gamma, parameters.beta
     if affine.rstd is None:
         dw = (weight * products).sum()
         if bias is not None:

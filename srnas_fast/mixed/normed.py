@@ -42,13 +42,13 @@ class NormedConvolution:
         )
         if dz is None:
             return da
-        part, dkernel = convolution_backward(dz, a, call.read(m.slots.conv), m.dilation, a_wanted, conv_wanted)
+        part, dkernel = convolution_backward(dz, a, call.read(m.slots.conv), m.stage.dilation, a_wanted, conv_wanted)
         call.give(m.slots.conv, dkernel)
         return plus(da, part)
 
     def _map(self, call: Call) -> tuple[Tensor, Tensor | None, int]:
         m = self.member
-        return call.read(m.slots.conv), call.read(m.slots.bias), m.dilation
+        return call.read(m.slots.conv), call.read(m.slots.bias), m.stage.dilation
 
 
 @dataclass
@@ -69,7 +69,7 @@ def add_normed(
     """
     norm, w = m.stage.norm, call.weights[m.candidate]
     if norm is None:
-        return accumulate(y, w[None], z, None, None), None
+        return accumulate(y, w[None], z), None
     of_batch = uses_batch(norm)
     if of_batch:
         mean, variance = moments or channel_moments(z)
@@ -111,7 +111,9 @@ def normed_gradient(call: Return, m: Member, statistics: Statistics | None, agai
     return weighted_sum(weights, [dy, z], None, torch.stack([total / pixels, mean]))
 
 
-def accumulate(y: Tensor | None, weights: Tensor, z: Tensor, shift: Tensor | None, centres: Tensor | None) -> Tensor:
+def accumulate(
+    y: Tensor | None, weights: Tensor, z: Tensor, shift: Tensor | None = None, centres: Tensor | None = None
+) -> Tensor:
     """y + the weighted z, in place where there is a y."""
     if y is None:
         return weighted_sum(weights, [z], shift, centres)

@@ -169,6 +169,11 @@ def _spare_buffers(op: nn.Module, before: dict[str, Tensor]) -> dict[str, Tensor
     return {name: spare[id(buffer)] for name, buffer in now.items()}
 
 
+def channels_last(x: Tensor) -> bool:
+    """Whether x is laid out channels_last and not in the ordinary way as well."""
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
 def _version(x: Tensor) -> int | None:
     """Counts the in-place changes of x; inference tensors have no such count."""
     return None if x.is_inference() else x._version
@@ -195,8 +200,7 @@ def _plus_weighted(y: Tensor | None, weight: Tensor, z: Tensor, like: Tensor) ->
     """``y + weight * z``, in place where the number types allow, in the memory format of ``like``."""
     if y is None:
         y = weight * z
-        channels_last = like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last)
-        if channels_last and not like.is_contiguous() and y.dim() == 4:
+        if channels_last(like) and y.dim() == 4:
             y = y.contiguous(memory_format=torch.channels_last)
         return y
     if torch.result_type(y, z) == y.dtype and torch.result_type(weight, z) == z.dtype:

@@ -64,9 +64,24 @@ class Stage:
         return "dense" if self.depthwise is None else "separable"
 
     @property
+    def spatial(self) -> nn.Module:
+        """The layer that looks at neighbours: pooling, depthwise or dense convolution."""
+        return self.pool or self.depthwise or self.conv
+
+    @property
+    def size(self) -> int:
+        """Of its window."""
+        return _one(self.spatial.kernel_size)
+
+    @property
+    def dilation(self) -> int:
+        """Of its window."""
+        return _one(getattr(self.spatial, "dilation", 1))  # an average pool has none
+
+    @property
     def stride(self) -> int:
         """How many rows and columns of its input make one of its result."""
-        return _one((self.pool or self.depthwise or self.conv).stride)
+        return _one(self.spatial.stride)
 
     @property
     def activation_name(self) -> str:
@@ -76,12 +91,10 @@ class Stage:
 
     def __str__(self) -> str:
         parts = [] if self.activation is None else [self.activation_name]
-        spatial = self.pool or self.depthwise or self.conv
-        name = {nn.MaxPool2d: "max pool", nn.AvgPool2d: "average pool"}.get(type(spatial))
+        name = {nn.MaxPool2d: "max pool", nn.AvgPool2d: "average pool"}.get(type(self.spatial))
         name = name or ("dense" if self.depthwise is None else "depthwise")
-        size, dilation = _one(spatial.kernel_size), _one(getattr(spatial, "dilation", 1))
-        parts.append(f"{name} {size}x{size}")
-        parts[-1] += f" dilation {dilation}" * (dilation != 1) + f" stride {self.stride}" * (self.stride != 1)
+        parts.append(f"{name} {self.size}x{self.size}")
+        parts[-1] += f" dilation {self.dilation}" * (self.dilation != 1) + f" stride {self.stride}" * (self.stride != 1)
         if self.depthwise is not None:
             parts.append("pointwise")
         parts[-1] += " with bias" * (self.conv is not None and self.conv.bias is not None)

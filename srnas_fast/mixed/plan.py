@@ -131,7 +131,7 @@ def _fixed(stage: Stage) -> Stage:
 def _channels(stage: Stage) -> set[int]:
     """The channels that a stage takes; none where it takes any number."""
     if stage.pool is None:
-        return {(stage.depthwise or stage.conv).in_channels}
+        return {stage.spatial.in_channels}
     return set() if stage.norm is None else {stage.norm.num_features}
 
 

@@ -40,11 +40,6 @@ class Pool:
 
 def _settings(stage: Stage) -> tuple[str, int, int, bool]:
     """What the primitive needs of a pooling: kind, size, stride, whether an average counts the padding."""
-    size = stage.pool.kernel_size
     average = isinstance(stage.pool, nn.AvgPool2d)
-    return (
-        "average" if average else "max",
-        size if isinstance(size, int) else size[0],
-        stage.stride,
-        average and bool(stage.pool.count_include_pad),
-    )
+    counts = average and bool(stage.pool.count_include_pad)
+    return "average" if average else "max", stage.size, stage.stride, counts

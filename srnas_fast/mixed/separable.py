@@ -1,7 +1,5 @@
 """Separable branches: depthwise - pointwise [- batch norm], once or twice, from their input and dy alone."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -71,7 +69,7 @@ class TwoStage:
         slots, act = self.first.slots, self.second.slots.activation
         first_wanted = a_wanted or call.wants(*slots[:-1])
         u_wanted = first_wanted or call.wants(act)
-        u = _sum([self.first], [inner[0].matrix(_read(call, self.first).conv)], inner, inner[0].shift, call, a)
+        u = _sum([self.first], [inner[0].matrix(call.read_map(slots).weight)], inner, inner[0].shift, call, a)
         v = self._between(call, u)
         u = None if result_suffices(self.second.stage.activation) else u  # overwritten
         dv, (dw,) = _backward(
@@ -97,43 +95,27 @@ class TwoStage:
         return activate(self.second.stage.activation, u, call.read(self.second.slots.activation), overwrite=True)
 
 
-@dataclass
-class _Read:
-    """The parameters of a stage in the type of the computation; the pointwise weight as a matrix."""
-
-    depthwise: Tensor
-    conv: Tensor
-    bias: Tensor | None
-    gamma: Tensor | None
-    beta: Tensor | None
-
-
-def _read(call: Call, member: Member) -> _Read:
-    s = member.slots
-    conv = call.read(s.conv).flatten(1)
-    return _Read(call.read(s.depthwise), conv, call.read(s.bias), call.read(s.gamma), call.read(s.beta))
-
-
 def _forward(
     call: Call, members: list[Member], weights: Tensor | None, a: Tensor, y: Tensor | None
 ) -> tuple[Tensor, list[Affine]]:
     """y + the weighted sum of the stages, and their affine maps; without weights every stage counts once."""
     stride = members[0].stage.stride
     pixels = a.shape[0] * -(-a.shape[2] // stride) * -(-a.shape[3] // stride)
-    read = [_read(call, member) for member in members]
+    depthwise, dilations = _kernels(call, members)
+    read = [call.read_map(member.slots) for member in members]
     batch = [i for i, member in enumerate(members) if uses_batch(member.stage.norm)]
     moments = {}
     if batch:
-        depthwise, dilations = [read[i].depthwise for i in batch], [members[i].dilation for i in batch]
-        moments = dict(zip(batch, zip(*separable_moments(a, depthwise, dilations, stride), strict=True), strict=True))
+        found = separable_moments(a, [depthwise[i] for i in batch], [dilations[i] for i in batch], stride)
+        moments = dict(zip(batch, zip(*found, strict=True), strict=True))
     maps = [
-        fold(r.conv, r.bias, member.stage.norm, r.gamma, r.beta, moments.get(i), pixels)
+        fold(r, member.stage.norm, moments.get(i), pixels)
         for i, (r, member) in enumerate(zip(read, members, strict=True))
     ]
     matrices, shift = [], None
     for member, r, affine in zip(members, read, maps, strict=True):
         w = None if weights is None else weights[member.candidate]
-        matrix = affine.matrix(r.conv)
+        matrix = affine.matrix(r.weight)
         matrices.append(matrix if w is None else w * matrix)
         if affine.shift is not None:
             part = affine.shift if w is None else w * affine.shift
@@ -150,12 +132,17 @@ def _sum(
     a: Tensor,
     y: Tensor | None = None,
 ) -> Tensor:
-    depthwise = [call.read(member.slots.depthwise) for member in members]
-    rest = (shift, _centres(maps), [member.dilation for member in members], members[0].stage.stride)
+    depthwise, dilations = _kernels(call, members)
+    rest = (shift, _centres(maps), dilations, members[0].stage.stride)
     if y is None:
         return separable_sum(a, depthwise, matrices, *rest)
     separable_sum_(y, a, depthwise, matrices, *rest)
     return y
+
+
+def _kernels(call: Call, members: list[Member]) -> tuple[list[Tensor], list[int]]:
+    """The depthwise kernels and their dilations."""
+    return [call.read(m.slots.depthwise) for m in members], [m.stage.dilation for m in members]
 
 
 def _centres(maps: list[Affine]) -> Tensor | None:
@@ -181,27 +168,27 @@ def _backward(
     One pass over the pixels; two where a norm uses its batch, whose sums are in the gradient of every pixel.
     """
     count = len(members)
-    read = [_read(call, member) for member in members]
+    depthwise, dilations = _kernels(call, members)
+    read = [call.read_map(member.slots) for member in members]
     one = torch.ones((), dtype=call.dtype, device=a.device)
     scales = [one if weights is None else weights[m.candidate] for m in members]
     dweights = [torch.zeros_like(one)] * count
     depthwise_wanted = call.wants(*(m.slots.depthwise for m in members))
     images_wanted = a_wanted or depthwise_wanted
-    sums_wanted = weights_wanted or any(call.wants(*m.slots[1:5]) for m in members)
+    sums_wanted = weights_wanted or any(call.wants(*m.slots.map) for m in members)
     if not (images_wanted or sums_wanted):
         return da, dweights
 
     centres = _centres(maps)
-    left = [(w * affine.matrix(r.conv)).t() for w, r, affine in zip(scales, read, maps, strict=True)]
+    left = [(w * affine.matrix(r.weight)).t() for w, r, affine in zip(scales, read, maps, strict=True)]
 
     def run(images: bool, sums: bool, right: list[Tensor] | None = None, offsets: Tensor | None = None) -> list[Tensor]:
         """[da, the sum of dy, the gradient of each depthwise kernel, the products of each stage]"""
-        where = ([r.depthwise for r in read], left, right, offsets, centres)
-        rest = ([m.dilation for m in members], members[0].stage.stride)
+        rest = (dy, depthwise, left, right, offsets, centres, dilations, members[0].stage.stride)
         wants = (images and depthwise_wanted, sums)
         if images and a_wanted and da is not None:
-            return [da, *separable_gradient_(da, a, dy, *where, *rest, *wants)]
-        return separable_gradient(a, dy, *where, *rest, images and a_wanted, *wants)
+            return [da, *separable_gradient_(da, a, *rest, *wants)]
+        return separable_gradient(a, *rest, images and a_wanted, *wants)
 
     two_passes = any(affine.projected is not None for affine in maps)
     found = run(images=not two_passes, sums=sums_wanted or two_passes)
@@ -209,12 +196,10 @@ def _backward(
         corrections = []
         for i, (member, affine, r, w) in enumerate(zip(members, maps, read, scales, strict=True)):
             products, total = found[2 + count + i], found[1]
-            gradients, correction = unfold(affine, w, r.conv, r.bias, r.gamma, r.beta, products, total)
+            gradients, correction = unfold(affine, w, r, products, total)
             dweights[i] = gradients.weight
-            parts = (gradients.matrix, gradients.bias, gradients.gamma, gradients.beta)
-            for slot, part in zip(member.slots[1:5], parts, strict=True):
-                call.give(slot, part)
-            corrections.append(correction or (r.conv.new_zeros(a.shape[1], a.shape[1]), r.conv.new_zeros(a.shape[1])))
+            call.give_map(member.slots, gradients)
+            corrections.append(correction or (one.new_zeros(a.shape[1], a.shape[1]), one.new_zeros(a.shape[1])))
         if two_passes and images_wanted:
             right, offsets = zip(*corrections, strict=True)
             found = run(images=True, sums=False, right=list(right), offsets=torch.stack(offsets))

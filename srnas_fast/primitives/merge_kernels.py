@@ -17,7 +17,7 @@ def merge_kernels_reference(weights: Tensor, kernels: Sequence[Tensor], dilation
     size = _size(kernels, dilations)
     merged = kernels[0].new_zeros(*kernels[0].shape[:2], size, size)
     for weight, kernel, dilation in zip(weights, kernels, dilations, strict=True):
-        _taps(merged, kernel, dilation).add_(weight * kernel)
+        taps_of(merged, kernel.shape[-1], dilation).add_(weight * kernel)
     return merged
 
 
@@ -63,9 +63,9 @@ def _size(kernels: Sequence[Tensor], dilations: Sequence[int]) -> int:
     return max(dilation * (kernel.shape[-1] - 1) + 1 for kernel, dilation in zip(kernels, dilations, strict=True))
 
 
-def _taps(merged: Tensor, kernel: Tensor, dilation: int) -> Tensor:
-    """The entries of ``merged`` that ``kernel`` falls on: a view (O, I, k, k)."""
-    reach = dilation * (kernel.shape[-1] - 1)
+def taps_of(merged: Tensor, size: int, dilation: int) -> Tensor:
+    """The entries of ``merged`` that a kernel of that size falls on: a view (O, I, size, size)."""
+    reach = dilation * (size - 1)
     first = (merged.shape[-1] - 1 - reach) // 2
     taps = slice(first, first + reach + 1, dilation)
     return merged[:, :, taps, taps]
@@ -118,7 +118,9 @@ def _merge_kernels_backward(
     wide = [kernel.to(dtype) for kernel in kernels]
     compiled = cpu_kernels(wide_dmerged, wide_weights, *wide)
     if compiled is None:
-        taps = [_taps(wide_dmerged, kernel, dilation) for kernel, dilation in zip(wide, dilations, strict=True)]
+        taps = [
+            taps_of(wide_dmerged, kernel.shape[-1], dilation) for kernel, dilation in zip(wide, dilations, strict=True)
+        ]
         dweights = torch.stack([(kernel * tap).sum() for kernel, tap in zip(wide, taps, strict=True)])
         dkernels = [weight * tap for weight, tap in zip(wide_weights, taps, strict=True)]
     else:
