@@ -7,6 +7,8 @@ from srnas_fast.errors import InputError
 from srnas_fast.primitives import channel_moments
 from srnas_fast.primitives.channel_moments import channel_moments_reference
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 NCHW, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
 SHAPES = [
     (1, 1, 1, 1),
@@ -17,14 +19,6 @@ SHAPES = [
     (2, 513, 3, 3),
     (5, 2100, 1, 1),
 ]
-
-
-@pytest.fixture(params=["reference", "cpu"], autouse=True)
-def backend(request, monkeypatch):
-    if request.param == "cpu" and cpu_kernels() is None:
-        pytest.skip("no compiled kernels here")
-    monkeypatch.setenv("SRNAS_FAST_BACKEND", request.param)
-    return request.param
 
 
 def test_values_by_hand():

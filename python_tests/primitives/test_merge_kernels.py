@@ -8,6 +8,8 @@ from srnas_fast.errors import InputError
 from srnas_fast.primitives import merge_kernels
 from srnas_fast.primitives.merge_kernels import merge_kernels_reference
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 CASES = [
     ([1], [1]),
     ([1, 3, 5, 7], [1, 1, 1, 1]),
@@ -15,14 +17,6 @@ CASES = [
     ([1, 1], [4, 1]),  # the dilation of a single tap does not matter
     ([7, 3], [1, 4]),  # the smaller kernel reaches further
 ]
-
-
-@pytest.fixture(params=["reference", "cpu"], autouse=True)
-def backend(request, monkeypatch):
-    if request.param == "cpu" and cpu_kernels() is None:
-        pytest.skip("no compiled kernels here")
-    monkeypatch.setenv("SRNAS_FAST_BACKEND", request.param)
-    return request.param
 
 
 def inputs(sizes, outputs=4, channels=3, dtype=torch.float64):

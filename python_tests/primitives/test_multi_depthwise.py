@@ -21,25 +21,6 @@ CASES = [
 IDS = [f"{'x'.join(map(str, shape))}/{stride}" for shape, _, stride in CASES]
 
 
-@pytest.fixture(params=["cpu", "reference"])
-def backend(request, monkeypatch):
-    monkeypatch.setenv("SRNAS_FAST_BACKEND", request.param)
-    return request.param
-
-
-def layouts(x):
-    """The same values in NCHW, channels_last, as slices of larger tensors in both, and broadcast over the images."""
-    n, c, h, w = x.shape
-    yield "NCHW", x.clone()
-    yield "channels_last", x.clone().to(memory_format=torch.channels_last)
-    big = torch.full((n + 1, c + 3, h + 2, w + 5), float("nan"), dtype=x.dtype)
-    for name, form in (("slice", torch.contiguous_format), ("channels_last slice", torch.channels_last)):
-        part = big.clone(memory_format=form)[1:, 2:-1, 1:-1, 3:-2]
-        part.copy_(x)
-        yield name, part
-    yield "every second column", torch.stack([x, x], -1).flatten(-2)[..., ::2]
-
-
 def make(case, dtype=torch.float64, seed=0):
     shape, kernels, stride = case
     generator = torch.Generator().manual_seed(seed)
@@ -57,7 +38,7 @@ def gradients(function, x, weights, dilations, stride, wants=None):
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_agrees_with_the_reference(case, backend):
+def test_agrees_with_the_reference(case, backend, layouts):
     x, weights, dilations, stride = make(case)
     expected, expected_gradients = gradients(multi_depthwise_reference, x, weights, dilations, stride)
     for name, given in layouts(x):

@@ -36,25 +36,6 @@ CASES = [
 IDS = [f"{'x'.join(map(str, shape))}-{outputs}-{size}-{dilation}" for shape, outputs, size, dilation in CASES]
 
 
-@pytest.fixture(params=["cpu", "reference"])
-def backend(request, monkeypatch):
-    monkeypatch.setenv("SRNAS_FAST_BACKEND", request.param)
-    return request.param
-
-
-def layouts(x):
-    """The same values in NCHW, channels_last, as slices of larger tensors in both, and every second column."""
-    n, c, h, w = x.shape
-    yield "NCHW", x.clone()
-    yield "channels_last", x.clone().to(memory_format=torch.channels_last)
-    big = torch.full((n + 1, c + 3, h + 2, w + 5), float("nan"), dtype=x.dtype)
-    for name, form in (("slice", torch.contiguous_format), ("channels_last slice", torch.channels_last)):
-        part = big.clone(memory_format=form)[1:, 2:-1, 1:-1, 3:-2]
-        part.copy_(x)
-        yield name, part
-    yield "every second column", torch.stack([x, x], -1).flatten(-2)[..., ::2]
-
-
 def make(case, dtype=torch.float64):
     shape, outputs, size, dilation = case
     generator = torch.Generator().manual_seed(0)
@@ -85,7 +66,7 @@ def with_gradients(function, x, kernel, bias, dilation, arrange=lambda dz: dz):
     [(narrow_convolution, narrow_convolution_reference), (narrow_convolution_moments, reference_moments)],
     ids=["plain", "moments"],
 )
-def test_agrees_with_the_reference(case, function, reference, backend):
+def test_agrees_with_the_reference(case, function, reference, backend, layouts):
     x, kernel, bias, dilation = make(case)
     expected = with_gradients(reference, x, kernel, bias, dilation)
     for name, given in layouts(x):
@@ -105,7 +86,7 @@ def test_float32_is_as_good_as_torch(case):
         assert (o - e).norm() <= 2 * (t - e).norm() + 1e-6 * e.norm()
 
 
-def test_gradients_in_any_layout(backend):
+def test_gradients_in_any_layout(backend, layouts):
     x, kernel, bias, dilation = make(CASES[0])
     expected = with_gradients(narrow_convolution_reference, x, kernel, bias, dilation)
     for _, given in layouts(x):

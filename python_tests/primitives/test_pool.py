@@ -29,26 +29,6 @@ IDS = [f"{'x'.join(map(str, shape))} {size}/{stride}" for shape, size, stride in
 POOLS = [("max", False), ("average", False), ("average", True)]
 
 
-@pytest.fixture(params=["cpu", "reference"])
-def backend(request, monkeypatch):
-    monkeypatch.setenv("SRNAS_FAST_BACKEND", request.param)
-    return request.param
-
-
-def layouts(x):
-    """The same values in NCHW, channels_last, as slices of larger tensors in both, and spread out."""
-    n, c, h, w = x.shape
-    yield "NCHW", x.clone()
-    yield "channels_last", x.clone().to(memory_format=torch.channels_last)
-    big = torch.full((n + 1, c + 3, h + 2, w + 5), NAN, dtype=x.dtype)
-    for name, form in (("slice", torch.contiguous_format), ("channels_last slice", torch.channels_last)):
-        part = big.clone(memory_format=form)[1:, 2:-1, 1:-1, 3:-2]
-        part.copy_(x)
-        yield name, part
-    yield "every second column", torch.stack([x, x], -1).flatten(-2)[..., ::2]
-    yield "transposed", x.mT.contiguous().mT
-
-
 def contents(shape, dtype=torch.float64):
     """Different values, many equal ones, all equal, and such as do not compare."""
     generator = torch.Generator().manual_seed(0)
@@ -70,7 +50,7 @@ def gradients(function, x, *window):
 
 @pytest.mark.parametrize("shape, size, stride", CASES, ids=IDS)
 @pytest.mark.parametrize("kind, count_padding", POOLS)
-def test_agrees_with_torch(kind, count_padding, shape, size, stride, backend):
+def test_agrees_with_torch(kind, count_padding, shape, size, stride, backend, layouts):
     window = kind, size, stride, count_padding
     for content, x in contents(shape):
         y, dx = gradients(pool_reference, x, *window)

@@ -7,6 +7,8 @@ from srnas_fast.errors import InputError
 from srnas_fast.primitives import weighted_sum, weighted_sum_, weighted_sum_backward
 from srnas_fast.primitives.weighted_sum import weighted_sum_reference
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 NCHW, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
 # Short and long rows and planes, channels that fit vectors and that do not, more than one piece of work.
 SHAPES = [
@@ -18,14 +20,6 @@ SHAPES = [
     (2, 513, 3, 3),
     (5, 2100, 1, 1),
 ]
-
-
-@pytest.fixture(params=["reference", "cpu"], autouse=True)
-def backend(request, monkeypatch):
-    if request.param == "cpu" and cpu_kernels() is None:
-        pytest.skip("no compiled kernels here")
-    monkeypatch.setenv("SRNAS_FAST_BACKEND", request.param)
-    return request.param
 
 
 def inputs(shape, count=3, per_channel=True, dtype=torch.float64, form=NCHW):

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from srnas_fast.mixed.call import Call, Member, Return
 from srnas_fast.mixed.norm import move_statistics, uses_batch
@@ -18,6 +17,8 @@ from srnas_fast.primitives import (
     weighted_sum_,
     weighted_sum_backward,
 )
+from srnas_fast.primitives.images import convolution_backward as reference_backward
+from srnas_fast.primitives.narrow_convolution import narrow_convolution_reference
 
 
 class NormedConvolution:
@@ -132,8 +133,8 @@ def convolve(a: Tensor, kernel: Tensor, bias: Tensor | None, dilation: int, dtyp
     """A dense convolution that keeps height and width: in the type of ``a``, the result in ``dtype``."""
     if a.dtype == dtype:
         return narrow_convolution(a, kernel, bias, dilation)
-    kernel, bias = kernel.to(a.dtype), None if bias is None else bias.to(a.dtype)
-    return F.conv2d(a, kernel, bias, padding=dilation * (kernel.shape[-1] // 2), dilation=dilation).to(dtype)
+    bias = None if bias is None else bias.to(a.dtype)
+    return narrow_convolution_reference(a, kernel.to(a.dtype), bias, dilation).to(dtype)
 
 
 def convolve_with_moments(
@@ -153,6 +154,4 @@ def convolution_backward(
     if a.dtype == dz.dtype:
         found = narrow_convolution_backward(dz, a, kernel, dilation, a_wanted, kernel_wanted)
         return tuple(part if wanted else None for part, wanted in zip(found, (a_wanted, kernel_wanted), strict=True))
-    padding = [dilation * (kernel.shape[-1] // 2)] * 2
-    arguments = ([1, 1], padding, [dilation] * 2, False, [0, 0], 1, [a_wanted, kernel_wanted, False])
-    return torch.ops.aten.convolution_backward(dz.to(a.dtype), a, kernel.to(a.dtype), None, *arguments)[:2]
+    return reference_backward(dz.to(a.dtype), a, kernel.to(a.dtype), dilation, 1, a_wanted, kernel_wanted)

@@ -9,7 +9,8 @@ from srnas_fast.backends import cpu_kernels
 from srnas_fast.errors import InputError
 from srnas_fast.primitives.direct import call
 from srnas_fast.primitives.flops import register_flop_formula
-from srnas_fast.primitives.weighted_sum import channel_layout, dense_format, weighted_sum
+from srnas_fast.primitives.images import dense_format
+from srnas_fast.primitives.weighted_sum import channel_layout, weighted_sum
 
 
 def channel_moments_reference(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,16 @@ from srnas_fast.backends import cpu_kernels
 from srnas_fast.errors import InputError
 from srnas_fast.primitives.direct import call
 from srnas_fast.primitives.flops import register_flop_formula
-from srnas_fast.primitives.weighted_sum import dense_format
+from srnas_fast.primitives.images import (
+    addresses,
+    cast,
+    check_images,
+    convolution_backward,
+    dense_format,
+    empty_gradients,
+    empty_output,
+    wide,
+)
 
 
 def multi_depthwise_reference(
@@ -53,10 +62,7 @@ def multi_depthwise(x: Tensor, kernels: Sequence[Tensor], dilations: Sequence[in
 
 def check_depthwise(x: Tensor, kernels: Sequence[Tensor], dilations: Sequence[int], stride: int) -> None:
     """Refuses an input, kernels, dilations and a stride that do not go together; raises InputError."""
-    if x.ndim != 4 or not x.dtype.is_floating_point or 0 in x.shape[1:]:
-        raise InputError(
-            f"x is {tuple(x.shape)} of {x.dtype}; give a floating tensor (N, C, H, W) with channels and pixels"
-        )
+    check_images(x)
     if not kernels or len(kernels) != len(dilations):
         raise InputError(
             f"there are {len(kernels)} kernels and {len(dilations)} dilations; give one dilation per kernel"
@@ -69,41 +75,6 @@ def check_depthwise(x: Tensor, kernels: Sequence[Tensor], dilations: Sequence[in
             )
     if stride < 1 or min(dilations) < 1:
         raise InputError(f"stride is {stride}, dilations are {list(dilations)}; give whole numbers from 1 up")
-
-
-def output_size(x: Tensor, stride: int) -> tuple[int, int]:
-    """Height and width of a convolution's output here: every ``stride``-th pixel from the first one."""
-    return (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
-
-
-def empty_output(x: Tensor, channels: int, stride: int, dtype: torch.dtype) -> Tensor:
-    """An uninitialised output of ``channels`` channels for the input ``x``, in its memory format."""
-    size = (x.shape[0], channels, *output_size(x, stride))
-    return torch.empty(size, dtype=dtype, device=x.device, memory_format=dense_format(x))
-
-
-def wide(x: Tensor) -> torch.dtype:
-    """The type to compute in: that of ``x``, but at least float32."""
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def cast(dtype: torch.dtype, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Small parameters as the kernels read them: of one type, dense."""
-    return [tensor.to(dtype).contiguous() for tensor in tensors]
-
-
-def depthwise_backward(dy: Tensor, x: Tensor, kernel: Tensor, dilation: int, stride: int, want: list[bool]):
-    """Gradients of one depthwise convolution for its input and its kernel, None where not wanted, in plain torch."""
-    padding = [dilation * (kernel.shape[-1] // 2)] * 2
-    dx, dkernel, _ = torch.ops.aten.convolution_backward(
-        dy, x, kernel, None, [stride] * 2, padding, [dilation] * 2, False, [0, 0], x.shape[1], [*want, False]
-    )
-    return dx, dkernel
-
-
-def addresses(tensors: Sequence[Tensor]) -> list[int]:
-    """Where the compiled code finds the elements of each tensor."""
-    return [tensor.data_ptr() for tensor in tensors]
 
 
 def depthwise_sizes(kernels: Sequence[Tensor]) -> list[int]:
@@ -154,13 +125,13 @@ def _multi_depthwise_backward(
     want_x: bool,
     want_kernels: bool,
 ) -> list[Tensor]:
-    outputs = _empty_gradients(x, kernels, want_x, want_kernels)
+    outputs = empty_gradients(x, kernels, want_x, want_kernels)
     dtype = wide(x)
     wide_x, wide_dys, wide_kernels = x.to(dtype), [dy.to(dtype) for dy in dys], cast(dtype, kernels)
     compiled = cpu_kernels(wide_x, *wide_dys, *wide_kernels)
     if compiled is None:
         gradients = [
-            depthwise_backward(dy, wide_x, kernel, dilation, stride, [want_x, want_kernels])
+            convolution_backward(dy, wide_x, kernel, dilation, stride, want_x, want_kernels)
             for dy, kernel, dilation in zip(wide_dys, wide_kernels, dilations, strict=True)
         ]
         if want_x:
@@ -191,15 +162,9 @@ def _multi_depthwise_backward(
     return [result.to(out.dtype) for result, out in zip(results, outputs, strict=True)]
 
 
-def _empty_gradients(x: Tensor, kernels: Sequence[Tensor], want_x: bool, want_kernels: bool) -> list[Tensor]:
-    dx = torch.empty_like(x, memory_format=dense_format(x)) if want_x else x.new_empty(0)
-    dense = torch.contiguous_format
-    return [dx] + [torch.empty_like(w, memory_format=dense) if want_kernels else w.new_empty(0) for w in kernels]
-
-
 @_multi_depthwise_backward.register_fake
 def _(dys, x, kernels, dilations, stride, want_x, want_kernels):
-    return _empty_gradients(x, kernels, want_x, want_kernels)
+    return empty_gradients(x, kernels, want_x, want_kernels)
 
 
 def _save(ctx, inputs, output) -> None:

@@ -17,8 +17,16 @@ from srnas_fast.errors import InputError
 from srnas_fast.primitives.channel_moments import channel_moments
 from srnas_fast.primitives.direct import call
 from srnas_fast.primitives.flops import register_flop_formula
-from srnas_fast.primitives.multi_depthwise import cast, empty_output, wide
-from srnas_fast.primitives.weighted_sum import dense_format, weighted_sum
+from srnas_fast.primitives.images import (
+    cast,
+    check_images,
+    convolution_backward,
+    dense_format,
+    empty_gradients,
+    empty_output,
+    wide,
+)
+from srnas_fast.primitives.weighted_sum import weighted_sum
 
 MOST_CHANNELS = 40  # of an input or output; with more, oneDNN's waste is small beside the rest
 BLOCK = 16  # channels that oneDNN computes at once: where both counts are multiples, it wastes nothing
@@ -131,10 +139,7 @@ def narrow_convolution_backward(
 
 
 def _check(x: Tensor, kernel: Tensor, bias: Tensor | None, dilation: int) -> None:
-    if x.ndim != 4 or not x.dtype.is_floating_point or 0 in x.shape[1:]:
-        raise InputError(
-            f"x is {tuple(x.shape)} of {x.dtype}; give a floating tensor (N, C, H, W) with channels and pixels"
-        )
+    check_images(x)
     shape = tuple(kernel.shape)
     if len(shape) != 4 or not shape[0] or shape[1] != x.shape[1] or shape[2] != shape[3] or shape[3] % 2 == 0:
         raise InputError(f"the kernel has shape {shape}; for x {tuple(x.shape)} give (O, {x.shape[1]}, k, k), k odd")
@@ -207,17 +212,13 @@ def _(x, kernel, bias, dilation):
 def _narrow_convolution_backward(
     dz: Tensor, x: Tensor, kernel: Tensor, dilation: int, want_x: bool, want_kernel: bool
 ) -> list[Tensor]:
-    outputs = _empty_gradients(x, kernel, want_x, want_kernel)
+    outputs = empty_gradients(x, [kernel], want_x, want_kernel)
     dtype = wide(x)
     wide_dz, wide_x, (wide_kernel,) = dz.to(dtype), x.to(dtype), cast(dtype, [kernel])
     compiled = _compiled(wide_x, wide_kernel, wide_dz)
     if compiled is None:
-        padding = [dilation * (kernel.shape[-1] // 2)] * 2
-        gradients = torch.ops.aten.convolution_backward(
-            wide_dz, wide_x, wide_kernel, None, [1, 1], padding, [dilation] * 2, False, [0, 0], 1,
-            [want_x, want_kernel, False],
-        )  # fmt: skip
-        for out, gradient in zip(outputs, gradients, strict=False):
+        gradients = convolution_backward(wide_dz, wide_x, wide_kernel, dilation, 1, want_x, want_kernel)
+        for out, gradient in zip(outputs, gradients, strict=True):
             if gradient is not None and out.numel():
                 out.copy_(gradient)
         return outputs
@@ -241,15 +242,9 @@ def _narrow_convolution_backward(
     return [dx.to(x.dtype), dkernel.to(kernel.dtype)]
 
 
-def _empty_gradients(x: Tensor, kernel: Tensor, want_x: bool, want_kernel: bool) -> list[Tensor]:
-    dx = torch.empty_like(x, memory_format=dense_format(x)) if want_x else x.new_empty(0)
-    dense = torch.contiguous_format
-    return [dx, torch.empty_like(kernel, memory_format=dense) if want_kernel else kernel.new_empty(0)]
-
-
 @_narrow_convolution_backward.register_fake
 def _(dz, x, kernel, dilation, want_x, want_kernel):
-    return _empty_gradients(x, kernel, want_x, want_kernel)
+    return empty_gradients(x, [kernel], want_x, want_kernel)
 
 
 def _save(ctx, inputs, output) -> None:

@@ -7,8 +7,7 @@ from torch import Tensor
 from srnas_fast.backends import cpu_kernels
 from srnas_fast.errors import InputError
 from srnas_fast.primitives.direct import call
-from srnas_fast.primitives.multi_depthwise import empty_output, output_size, wide
-from srnas_fast.primitives.weighted_sum import dense_format
+from srnas_fast.primitives.images import check_images, dense_format, empty_output, output_size, wide
 
 KINDS = ("max", "average")
 COMPILED = (3, 5, 7)  # the sizes that csrc/cpu/pool.cpp has
@@ -81,10 +80,7 @@ def pool_backward(dy: Tensor, x: Tensor, kind: str, size: int, stride: int = 1, 
 
 
 def _check(x: Tensor, kind: str, size: int, stride: int) -> None:
-    if x.ndim != 4 or not x.dtype.is_floating_point or 0 in x.shape[1:]:
-        raise InputError(
-            f"x is {tuple(x.shape)} of {x.dtype}; give a floating tensor (N, C, H, W) with channels and pixels"
-        )
+    check_images(x)
     if kind not in KINDS:
         raise InputError(f"kind is {kind!r}; accepted: {', '.join(map(repr, KINDS))}")
     if size < 1 or size % 2 == 0 or stride < 1:

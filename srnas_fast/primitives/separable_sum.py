@@ -13,19 +13,22 @@ from srnas_fast.backends import cpu_kernels
 from srnas_fast.errors import InputError
 from srnas_fast.primitives.direct import call
 from srnas_fast.primitives.flops import register_flop_formula
-from srnas_fast.primitives.multi_depthwise import (
+from srnas_fast.primitives.images import (
+    address,
     addresses,
     cast,
-    check_depthwise,
-    depthwise_backward,
-    depthwise_macs,
-    depthwise_sizes,
+    convolution_backward,
+    dense_format,
     empty_output,
-    multi_depthwise_reference,
     output_size,
     wide,
 )
-from srnas_fast.primitives.weighted_sum import dense_format
+from srnas_fast.primitives.multi_depthwise import (
+    check_depthwise,
+    depthwise_macs,
+    depthwise_sizes,
+    multi_depthwise_reference,
+)
 
 # ---------------------------------------------------------------------------------------------- separable_sum
 
@@ -150,8 +153,8 @@ def _add(y: Tensor, accumulate: bool, x, depthwise, pointwise, shift, centres, d
         addresses(depthwise),
         *plan,
         addresses(pointwise),
-        0 if shift is None else shift.data_ptr(),
-        0 if centres is None else centres.data_ptr(),
+        address(shift),
+        address(centres),
         y.data_ptr(),
         y.shape[1],
         y.stride(),
@@ -380,7 +383,7 @@ def separable_gradient_reference(
                 dd = dd + torch.einsum("co,nohw->nchw", left[k], dy)
             if right:
                 dd = dd + torch.einsum("ce,nehw->nchw", right[k], d)
-            dx_k, dkernel = depthwise_backward(dd, x, kernel, dilation, stride, [want_x, want_depthwise])
+            dx_k, dkernel = convolution_backward(dd, x, kernel, dilation, stride, want_x, want_depthwise)
             dx = dx + dx_k if want_x else dx
             ddepthwise.append(dkernel)
         if want_products:
@@ -517,16 +520,16 @@ def _gradient(dx, accumulate, x, dy, depthwise, left, right, offsets, centres, d
         x.data_ptr(),
         x.shape,
         x.stride(),
-        0 if dy is None else dy.data_ptr(),
+        address(dy),
         outputs,
         [0] * 4 if dy is None else dy.stride(),
         addresses(depthwise),
         *plan,
         addresses(left),
         addresses(right),
-        0 if offsets is None else offsets.data_ptr(),
-        0 if centres is None else centres.data_ptr(),
-        0 if dx is None else dx.data_ptr(),
+        address(offsets),
+        address(centres),
+        address(dx),
         [0] * 4 if dx is None else dx.stride(),
         accumulate,
         0 if dy is None else results[0].data_ptr(),

@@ -10,6 +10,7 @@ from srnas_fast.backends import cpu_kernels
 from srnas_fast.errors import InputError
 from srnas_fast.primitives.direct import call
 from srnas_fast.primitives.flops import register_flop_formula
+from srnas_fast.primitives.images import address, dense_format
 
 
 def weighted_sum_reference(
@@ -132,13 +133,6 @@ def _check(weights: Tensor, zs: Sequence[Tensor], shift: Tensor | None, centres:
         )
 
 
-def dense_format(z: Tensor) -> torch.memory_format:
-    """The memory format that is nearest to the layout of ``z``: channels_last, or NCHW."""
-    if z.ndim in (4, 5) and z.stride(1) == 1 and not z.is_contiguous():
-        return torch.channels_last if z.ndim == 4 else torch.channels_last_3d
-    return torch.contiguous_format
-
-
 def channel_layout(z: Tensor, form: torch.memory_format) -> tuple[int, int, int]:
     """(size, channels, inner) of a tensor that is dense in ``form``: its element i is in channel i // inner % channels.
 
@@ -149,10 +143,6 @@ def channel_layout(z: Tensor, form: torch.memory_format) -> tuple[int, int, int]
         return size, 1, 1
     rows = z.shape[0] * z.shape[1]
     return size, z.shape[1], size // rows if rows and form == torch.contiguous_format else 1
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _add(y: Tensor, accumulate: bool, weights: Tensor, zs: Sequence[Tensor], shift, centres) -> bool:
@@ -171,8 +161,8 @@ def _add(y: Tensor, accumulate: bool, weights: Tensor, zs: Sequence[Tensor], shi
         weights.data_ptr(),
         weights.ndim == 2,
         [z.data_ptr() for z in zs],
-        _address(shift),
-        _address(centres),
+        address(shift),
+        address(centres),
         *((y.numel(), 1, 1) if flat else channel_layout(y, form)),
         torch.get_num_threads(),
     )
@@ -244,7 +234,7 @@ def _weighted_sum_backward(
         wide_weights.data_ptr(),
         weights.ndim == 2,
         [z.data_ptr() for z in read],
-        _address(wide_centres),
+        address(wide_centres),
         *channel_layout(wide_dy, form),
         wide[0].data_ptr(),
         wide[1].data_ptr(),
