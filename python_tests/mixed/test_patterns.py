@@ -625,6 +625,42 @@ def test_whether_an_average_counts_the_padding_is_noticed():
     assert assert_recognised(op, "pool").reason == "average pool 3x3"
 
 
+class Returns(nn.Module):
+    """As DARTS writes the skip."""
+
+    def forward(self, x):
+        return x
+
+
+class ReturnsItself(nn.Module):
+    def forward(self, x):
+        return self
+
+
+class ReturnsADefault(nn.Module):
+    def forward(self, x, y=None):
+        return x
+
+
+class ReturnsAList(nn.Module):
+    def forward(self, *x):
+        return x
+
+
+class CalledOtherwise(Returns):
+    def __call__(self, x):
+        return 2 * x
+
+
+def test_a_forward_that_only_returns_its_input_is_the_identity():
+    assert_recognised(Returns(), "identity")
+    assert_recognised(nn.Sequential(nn.ReLU(), Returns(), dense(3)), "dense")
+    hooked = Returns()
+    hooked.register_forward_hook(lambda module, args, y: 2 * y)
+    for other in (ReturnsItself(), ReturnsADefault(), ReturnsAList(), CalledOtherwise(), hooked):
+        assert recognise(other).kind == "opaque"
+
+
 def test_other_layers_around_a_pool_are_opaque():
     pool = nn.MaxPool2d(3, 1, 1)
     for layers, reason in [

@@ -189,8 +189,8 @@ def register_pattern(cls: type[nn.Module], unfold: Callable[[nn.Module], nn.Modu
 def layers_of(op: nn.Module) -> list[nn.Module] | str:
     """The plain layers that compute ``op`` when called one after the other, or why there are none.
 
-    nn.Sequential and modules whose forward only calls one submodule are flattened however deep, nn.Identity is
-    dropped, registered classes are unfolded.
+    nn.Sequential and modules whose forward only calls one submodule are flattened however deep, nn.Identity and
+    modules whose forward only returns its input are dropped, registered classes are unfolded.
 
     >>> layers_of(nn.Sequential(nn.Sequential(nn.ReLU(), nn.Identity()), nn.Conv2d(1, 1, 3)))
     [ReLU(), Conv2d(1, 1, kernel_size=(3, 3), stride=(1, 1))]
@@ -312,7 +312,7 @@ def _placed_layers(op: nn.Module) -> list[_Placed]:
             unfolding.pop()
         elif name := _only_called_child(module):
             walk(f"{path}.{name}".lstrip("."), module._modules[name])
-        elif cls is not nn.Identity:
+        elif cls is not nn.Identity and not _same_code(cls, _returning):
             raise _Opaque(
                 f"{_at(placed)} is no layer that the planner knows, nor a module whose forward only calls one "
                 "submodule; register_pattern can teach it"
@@ -356,26 +356,35 @@ def _forwarding(self, x):
     return self.child(x)
 
 
+def _returning(self, x):
+    return x
+
+
 _NOT_PLAIN = CO_VARARGS | CO_VARKEYWORDS | CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
 _CALLING = ("__call__", "_wrapped_call_impl", "_call_impl", "__getattr__", "__getattribute__")
 
 
-def _only_called_child(module: nn.Module) -> str | None:
-    """The name of the submodule that a forward calls, doing nothing else: ``return self.<name>(x)``.
+def _same_code(cls: type[nn.Module], template: FunctionType) -> bool:
+    """Whether a class's forward does what the template does, but for the names that it uses.
 
     The same interpreter compiled both, so the same instructions mean the same; they know names by number only.
     """
-    cls, template = type(module), _forwarding.__code__
     if type(cls.forward) is not FunctionType or any(getattr(cls, n) is not getattr(nn.Module, n) for n in _CALLING):
+        return False
+    code, expected = cls.forward.__code__, template.__code__
+    return (
+        code.co_code == expected.co_code
+        and (code.co_argcount, code.co_kwonlyargcount, len(code.co_names)) == (2, 0, len(expected.co_names))
+        and not code.co_flags & _NOT_PLAIN
+    )
+
+
+def _only_called_child(module: nn.Module) -> str | None:
+    """The name of the submodule that a forward calls, doing nothing else: ``return self.<name>(x)``."""
+    cls = type(module)
+    if not _same_code(cls, _forwarding):
         return None
-    code = cls.forward.__code__
-    if (
-        code.co_code != template.co_code
-        or (code.co_argcount, code.co_kwonlyargcount, len(code.co_names)) != (2, 0, 1)
-        or code.co_flags & _NOT_PLAIN
-    ):
-        return None
-    (name,) = code.co_names
+    (name,) = cls.forward.__code__.co_names
     # A class attribute of that name would be found before the submodule.
     return name if name in module._modules and not hasattr(cls, name) else None
 
