@@ -13,6 +13,8 @@
 #include "cpu/narrow_convolution.h"
 #include "cpu/pool.h"
 #include "cpu/separable.h"
+#include "cpu/shuffle_concat.h"
+#include "cpu/simplex_project.h"
 #include "cpu/weighted_sum.h"
 
 namespace py = pybind11;
@@ -47,25 +49,34 @@ std::vector<T*> all_at(const std::vector<std::uintptr_t>& addresses) {
 
 using Addresses = std::vector<std::uintptr_t>;
 
+// blocks: for each tensor how many of its elements lie together, and how far apart such blocks begin.
+template <class T>
+std::vector<srnas_fast::Blocks<T>> all_blocks(const Addresses& zs, const std::vector<int64_t>& blocks) {
+    std::vector<srnas_fast::Blocks<T>> found;
+    for (size_t k = 0; k < zs.size(); ++k)
+        found.push_back({at<const T>(zs[k]), blocks[2 * k], blocks[2 * k + 1]});
+    return found;
+}
+
 void weighted_sum(bool is_double, std::uintptr_t y, bool accumulate, std::uintptr_t weights, bool per_channel,
-                  const Addresses& zs, std::uintptr_t shift, std::uintptr_t centres, int64_t size,
-                  int64_t channels, int64_t inner, int threads) {
+                  const Addresses& zs, const std::vector<int64_t>& blocks, std::uintptr_t shift,
+                  std::uintptr_t centres, int64_t size, int64_t channels, int64_t inner, int threads) {
     dispatch(is_double, [&](auto number) {
         using T = decltype(number);
-        const srnas_fast::WeightedSum<T> sum{size,           channels,    inner,         all_at<const T>(zs),
-                                             at<T>(weights), per_channel, at<T>(centres)};
+        const srnas_fast::WeightedSum<T> sum{
+            size, channels, inner, all_blocks<T>(zs, blocks), at<T>(weights), per_channel, at<T>(centres)};
         srnas_fast::weighted_sum<T>(at<T>(y), accumulate, sum, at<T>(shift), threads);
     });
 }
 
 void weighted_sum_backward(bool is_double, std::uintptr_t dy, std::uintptr_t weights, bool per_channel,
-                           const Addresses& zs, std::uintptr_t centres, int64_t size, int64_t channels,
-                           int64_t inner, std::uintptr_t dweights, std::uintptr_t dysum, const Addresses& dzs,
-                           int threads) {
+                           const Addresses& zs, const std::vector<int64_t>& blocks, std::uintptr_t centres,
+                           int64_t size, int64_t channels, int64_t inner, std::uintptr_t dweights,
+                           std::uintptr_t dysum, const Addresses& dzs, int threads) {
     dispatch(is_double, [&](auto number) {
         using T = decltype(number);
-        const srnas_fast::WeightedSum<T> sum{size,           channels,    inner,         all_at<const T>(zs),
-                                             at<T>(weights), per_channel, at<T>(centres)};
+        const srnas_fast::WeightedSum<T> sum{
+            size, channels, inner, all_blocks<T>(zs, blocks), at<T>(weights), per_channel, at<T>(centres)};
         srnas_fast::weighted_sum_backward<T>(at<T>(dy), sum, at<T>(dweights), at<T>(dysum), all_at<T>(dzs),
                                              threads);
     });
@@ -288,26 +299,35 @@ srnas_fast::PoolShape pool_shape(const Sizes& shape) {
     return {shape[0], shape[1], shape[2], shape[3], shape[4], shape[5]};
 }
 
-void max_pool(bool is_double, const Sizes& shape, std::uintptr_t x, std::uintptr_t y, int threads) {
+// places: how many planes an image has; how far apart images, planes, rows and pixels are.
+template <class T>
+srnas_fast::PoolInput<T> pool_input(std::uintptr_t x, const Sizes& places) {
+    return {at<const T>(x), places[0], places[1], places[2], places[3], places[4]};
+}
+
+void max_pool(bool is_double, const Sizes& shape, std::uintptr_t x, const Sizes& places, std::uintptr_t y,
+              int threads) {
     dispatch(is_double, [&](auto number) {
         using T = decltype(number);
-        srnas_fast::max_pool<T>(pool_shape(shape), at<T>(x), at<T>(y), threads);
+        srnas_fast::max_pool<T>(pool_shape(shape), pool_input<T>(x, places), at<T>(y), threads);
     });
 }
 
 void max_pool_backward(bool is_double, const Sizes& shape, std::uintptr_t dy, std::uintptr_t x,
-                       std::uintptr_t dx, int threads) {
+                       const Sizes& places, std::uintptr_t dx, int threads) {
     dispatch(is_double, [&](auto number) {
         using T = decltype(number);
-        srnas_fast::max_pool_backward<T>(pool_shape(shape), at<T>(dy), at<T>(x), at<T>(dx), threads);
+        srnas_fast::max_pool_backward<T>(pool_shape(shape), at<T>(dy), pool_input<T>(x, places), at<T>(dx),
+                                         threads);
     });
 }
 
-void average_pool(bool is_double, const Sizes& shape, bool count_padding, std::uintptr_t x, std::uintptr_t y,
-                  int threads) {
+void average_pool(bool is_double, const Sizes& shape, bool count_padding, std::uintptr_t x,
+                  const Sizes& places, std::uintptr_t y, int threads) {
     dispatch(is_double, [&](auto number) {
         using T = decltype(number);
-        srnas_fast::average_pool<T>(pool_shape(shape), count_padding, at<T>(x), at<T>(y), threads);
+        srnas_fast::average_pool<T>(pool_shape(shape), count_padding, pool_input<T>(x, places), at<T>(y),
+                                    threads);
     });
 }
 
@@ -316,6 +336,64 @@ void average_pool_backward(bool is_double, const Sizes& shape, bool count_paddin
     dispatch(is_double, [&](auto number) {
         using T = decltype(number);
         srnas_fast::average_pool_backward<T>(pool_shape(shape), count_padding, at<T>(dy), at<T>(dx), threads);
+    });
+}
+
+// ---- shuffle_concat
+
+// sizes: images, channels of a part, groups, height and width of the output, stride
+srnas_fast::ShuffleShape shuffle_shape(const Sizes& sizes) {
+    return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]};
+}
+
+void shuffle_concat(bool is_double, const Sizes& sizes, std::uintptr_t y, const Sizes& y_strides,
+                    std::uintptr_t x, const Sizes& x_strides, double scale, std::uintptr_t out,
+                    const Sizes& out_strides, int threads) {
+    dispatch(is_double, [&](auto number) {
+        using T = decltype(number);
+        srnas_fast::shuffle_concat<T>(shuffle_shape(sizes), tensor_at<const T>(y, y_strides),
+                                      tensor_at<const T>(x, x_strides), T(scale),
+                                      tensor_at<T>(out, out_strides), threads);
+    });
+}
+
+void shuffle_concat_backward(bool is_double, const Sizes& sizes, std::uintptr_t dout,
+                             const Sizes& dout_strides, std::uintptr_t x, const Sizes& x_strides,
+                             double scale, std::uintptr_t dy, const Sizes& dy_strides, std::uintptr_t dx,
+                             const Sizes& dx_strides, std::uintptr_t dscale, int threads) {
+    dispatch(is_double, [&](auto number) {
+        using T = decltype(number);
+        srnas_fast::shuffle_concat_backward<T>(
+            shuffle_shape(sizes), tensor_at<const T>(dout, dout_strides), tensor_at<const T>(x, x_strides),
+            T(scale), tensor_at<T>(dy, dy_strides), tensor_at<T>(dx, dx_strides), at<T>(dscale), threads);
+    });
+}
+
+// ---- simplex_project
+
+// sizes: rows, choices, step of the radius
+template <class T>
+srnas_fast::SimplexRows<T> simplex_rows(const Sizes& sizes, std::uintptr_t logits, std::uintptr_t radius,
+                                        bool as_published) {
+    return {sizes[0], sizes[1], at<const T>(logits), at<const double>(radius), sizes[2], as_published};
+}
+
+void simplex_project(bool is_double, const Sizes& sizes, std::uintptr_t logits, std::uintptr_t radius,
+                     bool as_published, std::uintptr_t weights, int threads) {
+    dispatch(is_double, [&](auto number) {
+        using T = decltype(number);
+        srnas_fast::simplex_project<T>(simplex_rows<T>(sizes, logits, radius, as_published), at<T>(weights),
+                                       threads);
+    });
+}
+
+void simplex_project_backward(bool is_double, const Sizes& sizes, std::uintptr_t logits,
+                              std::uintptr_t radius, bool as_published, std::uintptr_t dweights,
+                              std::uintptr_t dlogits, int threads) {
+    dispatch(is_double, [&](auto number) {
+        using T = decltype(number);
+        srnas_fast::simplex_project_backward<T>(simplex_rows<T>(sizes, logits, radius, as_published),
+                                                at<const T>(dweights), at<T>(dlogits), threads);
     });
 }
 
@@ -340,8 +418,12 @@ PYBIND11_MODULE(_srnas_fast_cpu, m) {
     m.def("separable_moments", separable_moments);
     m.def("separable_gradient_scratch", separable_gradient_scratch);
     m.def("separable_gradient", separable_gradient);
+    m.def("shuffle_concat", shuffle_concat);
+    m.def("shuffle_concat_backward", shuffle_concat_backward);
     m.def("max_pool", max_pool);
     m.def("max_pool_backward", max_pool_backward);
     m.def("average_pool", average_pool);
     m.def("average_pool_backward", average_pool_backward);
+    m.def("simplex_project", simplex_project);
+    m.def("simplex_project_backward", simplex_project_backward);
 }

@@ -44,6 +44,8 @@ class ChannelPieces {
     static constexpr int64_t kLanes = 16;  // a period is a multiple of it (any vector register) where it can
 
 public:
+    static constexpr int kRows = 4;  // that a step of a walk has at most
+
     ChannelPieces(int64_t size, int64_t channels, int64_t inner) : channels_(channels) {
         constexpr int64_t kLongest = 2048;  // elements of a period: what fits several times into the L1 cache
         constexpr int64_t kShortest = 256;  // below, the loops over a period would be too short
@@ -77,7 +79,6 @@ public:
     // once for R rows.
     template <class Step>
     void walk(const Piece& piece, Step step) const {
-        constexpr int kRows = 4;
         int64_t done = 0;
         for (; done + kRows * period_ <= piece.count; done += kRows * period_) {
             step(std::integral_constant<int, kRows>(), piece.begin + done, period_);

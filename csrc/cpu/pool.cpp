@@ -178,26 +178,43 @@ struct Pool : PoolShape {
         for (int t = 0; t < K; ++t) taps[t] = line + t * unit;
     }
 
+    // One row of x, its pixels together.
+    void gather(const PoolInput<T>& x, int64_t plane, int64_t y, T* line) const {
+        const T* const from = x.row(plane, y);
+        if (x.pixel == unit) return copy_line(from, line, row());
+        for (int64_t i = 0; i < width; ++i) copy_line(from + i * x.pixel, line + i * unit, unit);
+    }
+
     bool window_at(int64_t y) const { return y >= 0 && y < height && y % stride == 0; }
 };
 
 // write(plane, row, line): the joined windows around all columns of a row.
 template <int K, class Join, class T, class Write>
-void reduce(const Pool<T, K>& pool, Join joined, T neutral, const T* x, int threads, Write write) {
+void reduce(const Pool<T, K>& pool, Join joined, T neutral, const PoolInput<T>& x, int threads, Write write) {
     const int64_t row = pool.row();
-    auto stores = pool.stores(threads, 3);
+    const bool apart = x.pixel != pool.unit;  // then a row is gathered first, into line kOwn + y % K
+    enum { kOutside, kLine, kResult, kOwn };
+    auto stores = pool.stores(threads, kOwn + (apart ? K : 0));
     for (auto& store : stores) {
-        for (int i = 0; i < 2; ++i) store.fill(i, neutral);
+        for (const int i : {kOutside, kLine}) store.fill(i, neutral);
     }
     pool.for_bands(pool.out_height(), threads, [&](int64_t plane, int64_t begin, int64_t end, int thread) {
-        const T* const image = x + plane * pool.height * row;
         Store<T>& store = stores[thread];
-        T *const outside = store.line(0), *const line = store.line(1), *const result = store.line(2);
+        T *const outside = store.line(kOutside), *const line = store.line(kLine),
+                 *const result = store.line(kResult);
         const T* taps[K];
+        int64_t gathered = std::max<int64_t>(begin * pool.stride - pool.reach, 0);
         for (int64_t y = begin; y < end; ++y) {
+            const int64_t first = y * pool.stride - pool.reach, last = std::min(first + K, pool.height);
+            if (apart) {
+                for (gathered = std::max(gathered, first); gathered < last; ++gathered) {
+                    pool.gather(x, plane, gathered, store.line(kOwn + gathered % K));
+                }
+            }
             for (int t = 0; t < K; ++t) {
-                const int64_t at = y * pool.stride + t - pool.reach;
-                taps[t] = at >= 0 && at < pool.height ? image + at * row : outside;
+                const int64_t at = first + t;
+                const bool inside = at >= 0 && at < pool.height;
+                taps[t] = !inside ? outside : apart ? store.line(kOwn + at % K) : x.row(plane, at);
             }
             join<K>(joined, taps, row, line + pool.margin);
             pool.columns(line, taps);
@@ -208,7 +225,7 @@ void reduce(const Pool<T, K>& pool, Join joined, T neutral, const T* x, int thre
 }
 
 template <int K, class T>
-void maxima(const Pool<T, K>& pool, const T* x, T* y, int threads) {
+void maxima(const Pool<T, K>& pool, const PoolInput<T>& x, T* y, int threads) {
     reduce(pool, Larger{}, kLowest<T>, x, threads, [&](int64_t plane, int64_t row, const T* line) {
         T* const out = y + (plane * pool.out_height() + row) * pool.out_row();
         pool.for_runs(
@@ -217,7 +234,7 @@ void maxima(const Pool<T, K>& pool, const T* x, T* y, int threads) {
 }
 
 template <int K, class T>
-void averages(const Pool<T, K>& pool, bool count_padding, const T* x, T* y, int threads) {
+void averages(const Pool<T, K>& pool, bool count_padding, const PoolInput<T>& x, T* y, int threads) {
     const Lines<T> widths = pool.column_pixels(count_padding);
     reduce(pool, Plus{}, T(0), x, threads, [&](int64_t plane, int64_t row, const T* line) {
         const T height = pool.pixels(row * pool.stride, pool.height, count_padding);
@@ -230,7 +247,7 @@ void averages(const Pool<T, K>& pool, bool count_padding, const T* x, T* y, int 
 }
 
 template <int K, class T>
-void maxima_backward(const Pool<T, K>& pool, const T* dy, const T* x, T* dx, int threads) {
+void maxima_backward(const Pool<T, K>& pool, const T* dy, const PoolInput<T>& x, T* dx, int threads) {
     const int64_t reach = pool.reach, row = pool.row(), height = pool.height;
     enum { kOutside, kLine, kNone, kOwn };       // lines of their own
     enum { kBest, kColumn, kTap, kDy, kRings };  // rows in turns: K lines each, row y in line y % K
@@ -249,7 +266,7 @@ void maxima_backward(const Pool<T, K>& pool, const T* dy, const T* x, T* dx, int
 
         const auto search_columns = [&](int64_t y) {  // in a row of x
             T* const line = store.line(kLine);
-            copy_line(x + (plane * height + y) * row, line + pool.margin, row);
+            pool.gather(x, plane, y, line + pool.margin);
             pool.columns(line, upper);
             best_column<K>(upper, first.data(), row, ring(kBest, y), ring(kColumn, y));
         };
@@ -326,17 +343,17 @@ void with_pool(const PoolShape& shape, Work work) {
 }  // namespace
 
 template <class T>
-void max_pool(const PoolShape& shape, const T* x, T* y, int threads) {
+void max_pool(const PoolShape& shape, const PoolInput<T>& x, T* y, int threads) {
     with_pool<T>(shape, [&](const auto& pool) { maxima(pool, x, y, threads); });
 }
 
 template <class T>
-void max_pool_backward(const PoolShape& shape, const T* dy, const T* x, T* dx, int threads) {
+void max_pool_backward(const PoolShape& shape, const T* dy, const PoolInput<T>& x, T* dx, int threads) {
     with_pool<T>(shape, [&](const auto& pool) { maxima_backward(pool, dy, x, dx, threads); });
 }
 
 template <class T>
-void average_pool(const PoolShape& shape, bool count_padding, const T* x, T* y, int threads) {
+void average_pool(const PoolShape& shape, bool count_padding, const PoolInput<T>& x, T* y, int threads) {
     with_pool<T>(shape, [&](const auto& pool) { averages(pool, count_padding, x, y, threads); });
 }
 
@@ -345,13 +362,13 @@ void average_pool_backward(const PoolShape& shape, bool count_padding, const T* 
     with_pool<T>(shape, [&](const auto& pool) { averages_backward(pool, count_padding, dy, dx, threads); });
 }
 
-template void max_pool<float>(const PoolShape&, const float*, float*, int);
-template void max_pool<double>(const PoolShape&, const double*, double*, int);
-template void max_pool_backward<float>(const PoolShape&, const float*, const float*, float*, int);
-template void max_pool_backward<double>(const PoolShape&, const double*, const double*, double*, int);
-template void average_pool<float>(const PoolShape&, bool, const float*, float*, int);
-template void average_pool<double>(const PoolShape&, bool, const double*, double*, int);
-template void average_pool_backward<float>(const PoolShape&, bool, const float*, float*, int);
-template void average_pool_backward<double>(const PoolShape&, bool, const double*, double*, int);
+#define INSTANTIATE(T)                                                                            \
+    template void max_pool<T>(const PoolShape&, const PoolInput<T>&, T*, int);                    \
+    template void max_pool_backward<T>(const PoolShape&, const T*, const PoolInput<T>&, T*, int); \
+    template void average_pool<T>(const PoolShape&, bool, const PoolInput<T>&, T*, int);          \
+    template void average_pool_backward<T>(const PoolShape&, bool, const T*, T*, int);
+INSTANTIATE(float)
+INSTANTIATE(double)
+#undef INSTANTIATE
 
 }  // namespace srnas_fast

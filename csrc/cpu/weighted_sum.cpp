@@ -1,6 +1,7 @@
 #include "weighted_sum.h"
 
 #include "channel_pieces.h"
+#include "planes.h"
 
 namespace srnas_fast {
 namespace {
@@ -40,10 +41,8 @@ void begin(T* __restrict y, bool accumulate, const T* __restrict shift, int64_t 
 }
 
 template <bool PLANAR, int K, class T>
-void add(T* __restrict y, const T* const* zs, int64_t at, const T* __restrict weights,
-         const T* __restrict centres, int64_t width, int64_t count) {
-    const T* z[K];
-    for (int k = 0; k < K; ++k) z[k] = zs[k] + at;
+void add(T* __restrict y, const T* const* z, const T* __restrict weights, const T* __restrict centres,
+         int64_t width, int64_t count) {
 #pragma omp simd
     for (int64_t j = 0; j < count; ++j) {
         T sum = y[j];
@@ -90,17 +89,26 @@ void forward(T* y, bool accumulate, const WeightedSum<T>& sum, const T* shift, c
     const Lines<T> weights = table(pieces, sum.weights, candidates, sum.per_channel);
     const Lines<T> centres = table(pieces, sum.centres, candidates, true);
     const Lines<T> shifts = table(pieces, shift, 1, true);
-#pragma omp parallel for schedule(static) num_threads(threads) if (pieces.count() > 1)
-    for (int64_t p = 0; p < pieces.count(); ++p) {
-        const Piece piece = pieces.piece(p);
-        for (int64_t done = 0; done < piece.count; done += pieces.period()) {
-            const int64_t count = std::min(pieces.period(), piece.count - done), at = piece.begin + done;
-            if (shift || !accumulate) begin<PLANAR>(y + at, accumulate, shifts.data() + piece.channel, count);
-            in_groups<PLANAR ? 4 : 2>(candidates, [&](auto group, int64_t k) {
-                const int64_t row = k * width + piece.channel;
-                add<PLANAR, decltype(group)::value>(y + at, sum.zs.data() + k, at, weights.data() + row,
-                                                    centres.data() + row, width, count);
-            });
+    constexpr int kTogether = PLANAR ? 4 : 2;
+#pragma omp parallel num_threads(threads) if (pieces.count() > 1)
+    {
+        Lines<T> gathered(kTogether * pieces.period());
+#pragma omp for schedule(static)
+        for (int64_t p = 0; p < pieces.count(); ++p) {
+            const Piece piece = pieces.piece(p);
+            for (int64_t done = 0; done < piece.count; done += pieces.period()) {
+                const int64_t count = std::min(pieces.period(), piece.count - done), at = piece.begin + done;
+                if (shift || !accumulate)
+                    begin<PLANAR>(y + at, accumulate, shifts.data() + piece.channel, count);
+                in_groups<kTogether>(candidates, [&](auto group, int64_t k) {
+                    constexpr int K = decltype(group)::value;
+                    const T* z[K];
+                    for (int i = 0; i < K; ++i)
+                        z[i] = sum.zs[k + i].read(at, count, gathered.data() + i * pieces.period());
+                    const int64_t row = k * width + piece.channel;
+                    add<PLANAR, K>(y + at, z, weights.data() + row, centres.data() + row, width, count);
+                });
+            }
         }
     }
 }
@@ -117,7 +125,7 @@ void backward(const T* dy, const WeightedSum<T>& sum, T* dweights, T* dysum, con
     std::vector<double> partial(pieces.count() * share);
 #pragma omp parallel num_threads(threads) if (pieces.count() > 1)
     {
-        Lines<T> sums((products + 1) * period);
+        Lines<T> sums((products + 1) * period), gathered(ChannelPieces::kRows * period);
         T* const total = sums.data() + products * period;
 #pragma omp for schedule(static)
         for (int64_t p = 0; p < pieces.count(); ++p) {
@@ -127,7 +135,8 @@ void backward(const T* dy, const WeightedSum<T>& sum, T* dweights, T* dysum, con
                 constexpr int R = decltype(rows)::value;
                 add_rows<R>(total, dy + at, period, count);
                 for (int64_t k = 0; k < products; ++k) {
-                    add_products<PLANAR, R>(sums.data() + k * period, dy + at, sum.zs[k] + at,
+                    const T* const z = sum.zs[k].read(at, (R - 1) * period + count, gathered.data());
+                    add_products<PLANAR, R>(sums.data() + k * period, dy + at, z,
                                             centres.data() + k * width + piece.channel, period, count);
                 }
                 for (int64_t k = 0; k < candidates; ++k) {
@@ -162,6 +171,19 @@ void backward(const T* dy, const WeightedSum<T>& sum, T* dweights, T* dysum, con
 }
 
 }  // namespace
+
+template <class T>
+const T* Blocks<T>::read(int64_t at, int64_t count, T* line) const {
+    if (step == block) return data + at;
+    const int64_t first = at % block;  // of the block that `at` is in
+    const T* from = data + at / block * step;
+    if (first + count <= block) return from + first;
+    for (int64_t done = -first; done < count; done += block, from += step) {
+        const int64_t skipped = std::max<int64_t>(-done, 0);
+        copy_line(from + skipped, line + done + skipped, std::min(block, count - done) - skipped);
+    }
+    return line;
+}
 
 template <class T>
 void weighted_sum(T* y, bool accumulate, const WeightedSum<T>& sum, const T* shift, int threads) {

@@ -6,12 +6,24 @@
 
 namespace srnas_fast {
 
-// All tensors are dense and of one layout: element i of `size` is in channel (i / inner) % channels.
-// weights: (K, channels) if per_channel, else (K); shift: (channels) or null; centres: (K, channels) or null.
+// A tensor in memory: its elements lie together in blocks, which begin `step` elements after each other.
+// Dense with step == block; a slice of channels has one block an image, or in channels_last one a pixel.
+template <class T>
+struct Blocks {
+    const T* data;
+    int64_t block, step;
+
+    // Where elements [at, at + count) lie together: in place, or in `line`, to which they were copied.
+    const T* read(int64_t at, int64_t count, T* line) const;
+};
+
+// All tensors are of one layout, and dense but for the zs: element i of `size` is in channel (i / inner) %
+// channels. weights: (K, channels) if per_channel, else (K); shift: (channels) or null; centres: (K,
+// channels) or null.
 template <class T>
 struct WeightedSum {
     int64_t size, channels, inner;
-    std::vector<const T*> zs;
+    std::vector<Blocks<T>> zs;
     const T* weights;
     bool per_channel;
     const T* centres;

@@ -121,6 +121,27 @@ def test_slices_and_mixed_layouts():
 
 
 @pytest.mark.parametrize("form", [NCHW, CHANNELS_LAST])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_slices_of_channels(shape, form):
+    """Read in place: blocks of any length against rows of any length."""
+    n, c, h, w = shape
+    whole = torch.randn(n + 1, c + 3, h, w, dtype=torch.float64).contiguous(memory_format=form)
+    zs = [whole[1:, 2:-1], whole[:-1, :c], torch.randn(shape, dtype=torch.float64), whole[:1, 3:].expand(shape)]
+    weights, _, shift, centres = inputs(shape, 4)
+    for extras in ((shift, centres), (None, None)):
+        y, ours = gradients(weighted_sum, weights, zs, *extras, torch.ones_like(zs[2]))
+        exact_y, exact = gradients(weighted_sum_reference, weights, zs, *extras, torch.ones_like(zs[2]))
+        assert_same([y, *ours], [exact_y, *exact], 1e-13)
+        found = weighted_sum(weights, zs, *extras)  # not clones: gradients() makes some
+        torch.testing.assert_close(found, exact_y)
+        dweights, *_ = weighted_sum_backward(zs[2], weights, zs, extras[1])
+        leaf = weights.clone().requires_grad_()
+        torch.testing.assert_close(
+            dweights, torch.autograd.grad(weighted_sum_reference(leaf, zs, *extras), leaf, zs[2])[0]
+        )
+
+
+@pytest.mark.parametrize("form", [NCHW, CHANNELS_LAST])
 def test_twin_adds_in_place(form):
     weights, zs, shift, centres = inputs((2, 6, 9, 8), 2, True, torch.float64, form)
     expected = weighted_sum_reference(weights, zs, shift, centres)

@@ -16,6 +16,8 @@ from srnas_fast.primitives.separable_sum import (
     separable_sum,
     separable_sum_,
 )
+from srnas_fast.primitives.shuffle_concat import shuffle_concat, shuffle_concat_backward
+from srnas_fast.primitives.simplex_project import simplex_project
 from srnas_fast.primitives.weighted_sum import weighted_sum, weighted_sum_, weighted_sum_backward
 
 __all__ = [
@@ -32,6 +34,9 @@ __all__ = [
     "separable_moments",
     "separable_sum",
     "separable_sum_",
+    "shuffle_concat",
+    "shuffle_concat_backward",
+    "simplex_project",
     "weighted_sum",
     "weighted_sum_",
     "weighted_sum_backward",

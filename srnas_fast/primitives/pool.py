@@ -88,26 +88,39 @@ def _check(x: Tensor, kind: str, size: int, stride: int) -> None:
 
 
 def _layout(x: Tensor, form: torch.memory_format, size: int, stride: int) -> list[int]:
-    """A tensor that is dense in ``form`` as the compiled code sees it (PoolShape in csrc/cpu/pool.h)."""
+    """The shape of x as the compiled code sees it in ``form`` (PoolShape in csrc/cpu/pool.h)."""
     n, c, h, w = x.shape
     planes, unit = (n, c) if form is torch.channels_last else (n * c, 1)
     return [planes, h, w, unit, size, stride]
 
 
+def _readable(x: Tensor, form: torch.memory_format) -> Tensor:
+    """x itself where neighbours in ``form`` are neighbours in memory, as in slices of channels, rows and columns."""
+    step = x.stride(1) if form is torch.channels_last else x.stride(3)
+    return x if step == 1 else x.contiguous(memory_format=form)
+
+
+def _places(x: Tensor, form: torch.memory_format) -> list[int]:
+    """Where the rows and pixels of x are (PoolInput in csrc/cpu/pool.h)."""
+    image, channel, row, column = x.stride()
+    return [1, image, 0, row, column] if form is torch.channels_last else [x.shape[1], image, channel, row, 1]
+
+
 @torch.library.custom_op("srnas_fast::pool", mutates_args=())
 def _pool(x: Tensor, kind: str, size: int, stride: int, count_padding: bool) -> Tensor:
     dtype, form = wide(x), dense_format(x)
-    dense = x.to(dtype).contiguous(memory_format=form)
-    compiled = cpu_kernels(dense) if size in COMPILED else None
+    x_wide = _readable(x.to(dtype), form)
+    compiled = cpu_kernels(x_wide) if size in COMPILED else None
     if compiled is None:
-        y = pool_reference(dense, kind, size, stride, count_padding)
+        y = pool_reference(x_wide, kind, size, stride, count_padding)
         return y.to(x.dtype).contiguous(memory_format=form)
     y = empty_output(x, x.shape[1], stride, dtype)
     double, shape, threads = dtype == torch.float64, _layout(x, form, size, stride), torch.get_num_threads()
+    given = (x_wide.data_ptr(), _places(x_wide, form))
     if kind == "max":
-        compiled.max_pool(double, shape, dense.data_ptr(), y.data_ptr(), threads)
+        compiled.max_pool(double, shape, *given, y.data_ptr(), threads)
     else:
-        compiled.average_pool(double, shape, count_padding, dense.data_ptr(), y.data_ptr(), threads)
+        compiled.average_pool(double, shape, count_padding, *given, y.data_ptr(), threads)
     return y.to(x.dtype)
 
 
@@ -120,15 +133,16 @@ def _(x, kind, size, stride, count_padding):
 def _pool_backward(dy: Tensor, x: Tensor, kind: str, size: int, stride: int, count_padding: bool) -> Tensor:
     dtype, form = wide(x), dense_format(x)
     dy = dy.to(dtype).contiguous(memory_format=form)
-    dense = x.to(dtype).contiguous(memory_format=form) if kind == "max" else x.to(dtype)
-    compiled = cpu_kernels(dy, dense) if size in COMPILED else None
+    x_wide = _readable(x.to(dtype), form) if kind == "max" else x.to(dtype)
+    compiled = cpu_kernels(dy, x_wide) if size in COMPILED else None
     if compiled is None:
-        dx = _backward_reference(dy, dense, kind, size, stride, count_padding)
+        dx = _backward_reference(dy, x_wide, kind, size, stride, count_padding)
         return dx.to(x.dtype).contiguous(memory_format=form)
     dx = torch.empty(x.shape, dtype=dtype, device=x.device, memory_format=form)
     double, shape, threads = dtype == torch.float64, _layout(x, form, size, stride), torch.get_num_threads()
     if kind == "max":
-        compiled.max_pool_backward(double, shape, dy.data_ptr(), dense.data_ptr(), dx.data_ptr(), threads)
+        given = (x_wide.data_ptr(), _places(x_wide, form))
+        compiled.max_pool_backward(double, shape, dy.data_ptr(), *given, dx.data_ptr(), threads)
     else:
         compiled.average_pool_backward(double, shape, count_padding, dy.data_ptr(), dx.data_ptr(), threads)
     return dx.to(x.dtype)

@@ -32,8 +32,8 @@ def weighted_sum(
 ) -> Tensor:
     """``shift + sum_k weights_k * (z_k - centres_k)``: a weighted sum of tensors, per channel where wanted.
 
-    Reads every tensor once, at memory speed in NCHW and in channels_last; tensors in another layout than the
-    first one's are copied into it. float16 and bfloat16 are computed in float32.
+    Reads every tensor once, at memory speed in NCHW and in channels_last, slices of channels too; tensors in
+    another layout than the first one's are copied into it. float16 and bfloat16 are computed in float32.
 
     Args:
         weights: (K,), or (K, C) for one weight per channel.
@@ -145,13 +145,34 @@ def channel_layout(z: Tensor, form: torch.memory_format) -> tuple[int, int, int]
     return size, z.shape[1], size // rows if rows and form == torch.contiguous_format else 1
 
 
+def _readable(z: Tensor, form: torch.memory_format) -> tuple[Tensor, tuple[int, int]]:
+    """z as the compiled code can read it, and its blocks (Blocks in csrc/cpu/weighted_sum.h): z itself where it is
+    dense in ``form`` or a slice of the channels of such a tensor, else a copy."""
+    if z.is_contiguous(memory_format=form):
+        return z, (1, 1)
+    if form is torch.contiguous_format and z.ndim > 1 and z[0].is_contiguous():
+        return z, (z[0].numel(), z.stride(0))
+    if form is torch.channels_last and z.stride(1) == 1:
+        _, channels, height, width = z.shape
+        pixel = z.stride(3)
+        if pixel >= channels and z.stride(2) == width * pixel and z.stride(0) == height * width * pixel:
+            return z, (channels, pixel)
+    return z.contiguous(memory_format=form), (1, 1)
+
+
+def _read(zs: Sequence[Tensor], form: torch.memory_format) -> tuple[list[Tensor], list[int], list[int]]:
+    """The tensors to keep while compiled code reads them, their addresses and their blocks."""
+    found = [_readable(z, form) for z in zs]
+    return [z for z, _ in found], [z.data_ptr() for z, _ in found], [size for _, sizes in found for size in sizes]
+
+
 def _add(y: Tensor, accumulate: bool, weights: Tensor, zs: Sequence[Tensor], shift, centres) -> bool:
     """Writes or adds the weighted sum into a dense ``y`` by compiled code; false where there is none for it."""
     kernels = cpu_kernels(y, *zs, weights, *(extra for extra in (shift, centres) if extra is not None))
     if kernels is None or not y.numel():
         return False
     form = dense_format(y)
-    zs = [z.contiguous(memory_format=form) for z in zs]
+    zs, places, blocks = _read(zs, form)
     weights, shift, centres = (None if v is None else v.contiguous() for v in (weights, shift, centres))
     flat = weights.ndim == 1 and shift is None and centres is None
     kernels.weighted_sum(
@@ -160,7 +181,8 @@ def _add(y: Tensor, accumulate: bool, weights: Tensor, zs: Sequence[Tensor], shi
         accumulate,
         weights.data_ptr(),
         weights.ndim == 2,
-        [z.data_ptr() for z in zs],
+        places,
+        blocks,
         address(shift),
         address(centres),
         *((y.numel(), 1, 1) if flat else channel_layout(y, form)),
@@ -226,14 +248,16 @@ def _weighted_sum_backward(
             for result, out in zip(results, outputs, strict=True)
         ]
     wide = _cast(dtype, outputs)  # the same tensors unless they are of half precision
-    wide_dy, *read = (t.contiguous(memory_format=form) for t in (wide_dy, *read))
+    wide_dy = wide_dy.contiguous(memory_format=form)
+    read, places, blocks = _read(read, form)
     wide_weights, wide_centres = (None if v is None else v.contiguous() for v in (wide_weights, wide_centres))
     kernels.weighted_sum_backward(
         dtype == torch.float64,
         wide_dy.data_ptr(),
         wide_weights.data_ptr(),
         weights.ndim == 2,
-        [z.data_ptr() for z in read],
+        places,
+        blocks,
         address(wide_centres),
         *channel_layout(wide_dy, form),
         wide[0].data_ptr(),
