@@ -32,6 +32,7 @@ REQUIRES = [
 TEST = [
     "build>=1.2",
     "clang-format>=18",
+    "entmax>=1.1",  # the sparsemax that ours is held to
     "hypothesis>=6.100",
     "import-linter>=2.1",
     "pytest>=8.2",

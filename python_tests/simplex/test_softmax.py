@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from srnas_fast.errors import InputError
-from srnas_fast.simplex import masked_softmax
+from srnas_fast.simplex import masked_softmax, softmax
 
 
 def test_values_by_hand():
@@ -87,7 +87,19 @@ def test_wrong_mask(legal):
         masked_softmax(torch.zeros(2, 3), legal)
 
 
-@pytest.mark.parametrize("logits", [torch.zeros(2, 3, dtype=torch.float16), torch.tensor(1.0)])
-def test_wrong_logits(logits):
-    with pytest.raises(InputError, match="float32 or float64"):
-        masked_softmax(logits)
+@pytest.mark.parametrize("logits", [torch.zeros(2, 3, dtype=torch.int64), torch.tensor(1.0)])
+@pytest.mark.parametrize("function", [softmax, masked_softmax])
+def test_wrong_logits(logits, function):
+    with pytest.raises(InputError, match="give floating rows"):
+        function(logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_the_support_is_what_is_not_zero(dtype):
+    logits = torch.tensor([[0.5, -math.inf, 0.25], [0.0, -6e4, 0.0]], dtype=dtype, requires_grad=True)
+    weights, support = softmax(logits, return_support=True)
+    torch.testing.assert_close(weights, logits.double().softmax(-1).to(dtype))
+    assert support.tolist() == [[True, False, True]] * 2
+    (dlogits,) = torch.autograd.grad((weights * torch.tensor([1.0, 2, 3], dtype=dtype)).sum(), logits)
+    assert torch.equal(dlogits != 0, support)
+    assert torch.equal(masked_softmax(logits), weights)
