@@ -1,3 +1,4 @@
+import json
 import math
 import sys
 from collections import defaultdict
@@ -224,3 +225,57 @@ def test_the_first_twenty_steps_are_those_of_the_plain_supernet():
         logits.append(torch.cat([p.detach().flatten() for p in supernet.architecture_parameters()]))
     torch.testing.assert_close(torch.tensor(losses[40:]), torch.tensor(losses[:40]), rtol=1e-8, atol=0)
     torch.testing.assert_close(logits[1], logits[0], rtol=1e-8, atol=1e-8)
+
+
+SPARSE = SupernetConfig(filters=2, layers=2, nodes=1, weights="sparsestmax")
+
+
+def sparse_search(images, folder, supernet=SPARSE, resume=False):
+    """Six steps, of which the first two are warm-up; the records of its log."""
+    search_images(
+        "hinas-denoise",
+        supernet=supernet,
+        data=DenoisingData(root=str(images), patch=16, batch=2, validation_crop=16),
+        search=BilevelConfig(epochs=3, warmup_epochs=1, steps=2, validate_from=3, architecture_learning_rate=0.02),
+        run=RunConfig(out=str(folder), resume=resume, checkpoint_every=2),
+    )
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_search_with_sparsestmax_ends_decided(images, tmp_path):
+    records = sparse_search(images, tmp_path / "run")
+    assert [record["radius"] for record in records] == pytest.approx([0, 0, 0, 1 / 3, 2 / 3, 1])
+    live = [record["live"] for record in records]
+    assert live[:2] == [1, 1] and live == sorted(live, reverse=True) and live[-1] == pytest.approx(7 / 35)
+    for rows in records[-1]["weights"].values():
+        assert all(sorted(row)[-1] == 1 and sum(row) == 1 for row in rows)
+    assert set(records[-1]["entropy"].values()) == {0}
+
+
+@pytest.mark.parametrize("weights, logged", [("softmax", set()), ("sparsemax", {"live"})])
+def test_other_maps_have_no_radius(weights, logged, images, tmp_path):
+    records = sparse_search(images, tmp_path / "run", SupernetConfig(2, 2, 1, weights=weights))
+    assert all(record.keys() & {"live", "radius"} == logged for record in records)
+    assert all(0 < max(row) < 1 for rows in records[-1]["weights"].values() for row in rows)
+
+
+def test_a_resumed_search_goes_on_with_its_radius(monkeypatch, images, tmp_path):
+    whole, out = sparse_search(images, tmp_path / "whole"), tmp_path / "run"
+    step = Bilevel.weight_step
+
+    def dies(self, noisy, clean, epoch):
+        if self.supernet.radius > 0.5:  # in step 5, past the checkpoint of step 4
+            raise RuntimeError("killed")
+        return step(self, noisy, clean, epoch)
+
+    monkeypatch.setattr(Bilevel, "weight_step", dies)
+    with pytest.raises(RuntimeError, match="killed"):
+        sparse_search(images, out)
+    monkeypatch.setattr(Bilevel, "weight_step", step)
+    resumed = sparse_search(images, out, resume=True)
+    readings = ("seconds", "memory_now", "memory_peak")
+    assert [{k: v for k, v in record.items() if k not in readings} for record in resumed] == [
+        {k: v for k, v in record.items() if k not in readings} for record in whole
+    ]
+    a, b = (torch.load(folder / "checkpoint.pt", weights_only=True)["supernet"] for folder in (tmp_path / "whole", out))
+    assert all(torch.equal(a[name], b[name]) for name in a)

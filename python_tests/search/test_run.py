@@ -93,13 +93,12 @@ def test_a_folder_that_holds_a_run_is_left_alone(run, images, capsys):
 
 @pytest.mark.parametrize(
     "option",
-    ["--supernet.filters 4", "--supernet.layers 1", "--supernet.nodes 2", "--supernet.activation relu"],
+    ["filters 4", "layers 1", "nodes 2", "activation relu", "weights sparsemax"],
 )
 def test_a_resumed_search_cannot_become_another(run, capsys, option):
     before = contents(run)
-    error = refused(capsys, "search", "hinas-denoise", "--resume", "--out", run, *option.split())
-    name = option.split()[0].removeprefix("--")
-    assert f"has {name} " in error and "a resumed run keeps" in error and contents(run) == before
+    error = refused(capsys, "search", "hinas-denoise", "--resume", "--out", run, *f"--supernet.{option}".split())
+    assert f"has supernet.{option.split()[0]} " in error and "a resumed run keeps" in error and contents(run) == before
 
 
 def test_a_state_that_does_not_fit_leaves_the_folder_as_it_was(run, tmp_path):

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from srnas_fast.errors import InputError
 from srnas_fast.mixed import MixedOp, PlainMixedOp
 from srnas_fast.mixed.layers import Sine
+from srnas_fast.simplex import sparsestmax
 from srnas_fast.spaces.hinas.genotype import (
     Genotype,
     derive_cell,
@@ -116,6 +117,112 @@ def test_plain_and_recomputing_supernet_agree_on_every_gradient():
         torch.testing.assert_close(a, b)
 
 
+def sparse(weights, radius, mixed_op=MixedOp, layers=3):
+    """A supernet of undecided edges and of moves that, as the radius grows, keep to the narrowest width."""
+    torch.manual_seed(0)
+    net = Supernet(SupernetConfig(filters=2, layers=layers, nodes=2, weights=weights), mixed_op).double()
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for logits, scale in ((net.alpha, 0.15), (net.beta, 0.1)):
+            logits += scale * torch.randn(logits.shape, generator=random, dtype=torch.float64)
+        net.beta[:, 1] += 0.2
+    net.radius = radius
+    return net
+
+
+class RunsAll(PlainMixedOp):
+    def forward(self, x, weights, support=None):
+        return super().forward(x, weights)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "weights, radius", [("sparsemax", 1.0), ("sparsestmax", 0.0), ("sparsestmax", 0.6), ("sparsestmax", 1.0)]
+)
+def test_what_weighs_nothing_need_not_run(weights, radius, training):
+    net, everything = (
+        sparse(weights, radius).train(training),
+        sparse(weights, radius, RunsAll).train(training),
+    )
+    everything._weights = lambda: (*Supernet._weights(everything)[:2], None)  # routers, too
+    live = net.sparsity()["live"]
+    assert live == pytest.approx((15 + 6) / (7 * 15 + 14)) if radius == 1 and weights == "sparsestmax" else live > 0.25
+    x = torch.rand(2, 1, 9, 11, dtype=torch.float64)
+    results = []
+    for each in (everything, net):
+        y = each(x)
+        (y - x).square().mean().backward()
+        results.append([y, *(p.grad for p in each.parameters())])
+    names = ["y", *(name for name, _ in net.named_parameters())]
+    for name, expected, got in zip(names, *results, strict=True):
+        torch.testing.assert_close(got, expected, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_dead_candidates_and_routers_do_not_run_and_get_exact_zeros():
+    net = sparse("sparsestmax", 1.0)
+    called = []
+    for layer, routers in enumerate(net.routers):
+        for h, steps in routers.items():
+            for g, router in steps.items():
+                router.register_forward_hook(lambda *_, key=(layer, int(h), int(g)): called.append(key))
+    before = {name: value.clone() for name, value in net.named_buffers()}
+    net(torch.rand(2, 1, 9, 11, dtype=torch.float64)).sum().backward()
+    assert called == [(layer, h, h) for layer in range(3) for h in range(min(3, layer + 1))]
+    alpha, _, support = net._weights()
+    assert (alpha.amax(-1) == 1).all()
+    for layer, cells in enumerate(net.cells):
+        for edge, chosen in enumerate(alpha[layer].argmax(-1).tolist()):
+            for k, op in enumerate(cells[0].edges[edge].ops):
+                assert all((p.grad == 0).all() for p in op.parameters()) or k == chosen
+    dead = [f"routers.{layer}.{h}.{h + 1}" for layer, h in ((0, 0), (1, 0), (1, 1))]
+    assert all((net.get_parameter(f"{name}.0.weight").grad == 0).all() for name in dead)
+    moved = {name for name, value in net.named_buffers() if not torch.equal(value, before[name])}
+    assert not any(name.startswith(tuple(dead)) for name in moved) and "routers.2.0.0.1.running_var" in moved
+
+
+@pytest.mark.parametrize("weights, transfers", [("softmax", 0), ("sparsemax", 1), ("sparsestmax", 1)])
+def test_all_supports_come_in_one_transfer(weights, transfers, monkeypatch):
+    net, calls = sparse(weights, 0.4), []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: calls.append(self.shape) or tolist(self))
+    net(torch.rand(1, 1, 8, 8, dtype=torch.float64))
+    assert calls == [(3 * 5 + 6, 7)] * transfers
+
+
+def test_a_frozen_sparse_supernet_and_its_gradients():
+    net = sparse("sparsestmax", 0.6)
+    for p in net.network_parameters():
+        p.requires_grad_(False)
+    net(torch.rand(2, 1, 9, 11, dtype=torch.float64)).sum().backward()
+    assert all(p.grad is None for p in net.network_parameters()) and (net.alpha.grad != 0).any()
+    alpha, beta, _ = net._weights()
+    assert (net.alpha.grad[alpha == 0] == 0).all() and (net.beta.grad[beta == 0] == 0).all()
+
+
+def test_sparse_weights_of_one_call_are_those_of_each_group():
+    net = sparse("sparsestmax", 0.5)
+    alpha, beta, support = net._weights()
+    assert torch.equal(alpha, sparsestmax(net.alpha, 0.5))
+    for row, legal, weights in zip(net.beta, net.legal, beta, strict=True):
+        torch.testing.assert_close(weights[legal], sparsestmax(row[legal], 0.5))  # the row's own number of choices
+        assert (weights[~legal] == 0).all()
+    assert support[:15] == (alpha > 0).flatten(0, 1).tolist()
+    groups = net.architecture_weights()
+    assert torch.equal(groups["alpha, layer 2"][1], alpha[1]) and torch.equal(groups["beta"][1], beta)
+    assert net.sparsity()["radius"] == 0.5 and "radius" not in sparse("sparsemax", 0.5).sparsity()
+
+
+def test_the_logits_tell_equal_sparse_weights_apart():
+    net = sparse("sparsestmax", 1.0, layers=1)
+    columns = list(CANDIDATES)
+    with torch.no_grad():
+        net.alpha.zero_()
+        net.alpha[:, :, columns.index("none")] = 2.0  # one-hot everywhere
+        for edge, name in enumerate(["sep_c_3x3", "dil_c_5x5", "con_c_3x3", "sep_c_5x5", "skip_connect"]):
+            net.alpha[0, edge, columns.index(name)] = 1.0 + 0.1 * edge
+    assert net.genotype().cells == [[("sep_c_3x3", 0), ("dil_c_5x5", 1), ("sep_c_5x5", 1), ("skip_connect", 2)]]
+
+
 def test_cell_derivation_by_hand():
     # One node of two inputs, then one of three: the second drops its weakest input; `none` never wins.
     columns = list(CANDIDATES)
@@ -217,7 +324,9 @@ def test_random_genotypes_are_legal_and_differ():
     assert len(edges_of(4)) == 14
 
 
-@pytest.mark.parametrize("field, value", [("filters", 1), ("layers", 0), ("nodes", 0), ("activation", "tanh")])
+@pytest.mark.parametrize(
+    "field, value", [("filters", 1), ("layers", 0), ("nodes", 0), ("activation", "tanh"), ("weights", "entmax")]
+)
 def test_bad_sizes_are_named(field, value):
     with pytest.raises(InputError, match=field):
         SupernetConfig(**{field: value})

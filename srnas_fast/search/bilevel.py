@@ -19,7 +19,8 @@ class BilevelConfig:
 
     Args:
         epochs: passes over the images that train the weights (paper: 100).
-        warmup_epochs: epochs at the start in which the architecture does not move (paper: 20).
+        warmup_epochs: epochs at the start in which the architecture does not move (paper: 20). From then on the radius
+            of sparsestmax, where the supernet's weights come from it, grows evenly from 0 to 1 in the last step.
         steps: steps per epoch; 0 for as many batches as there are images for the weights.
         learning_rate: of the weights at the start, SGD (paper: 0.025).
         final_learning_rate: of the weights at the end (paper: 0.001).

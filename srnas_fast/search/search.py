@@ -16,6 +16,7 @@ from srnas_fast.search.bilevel import Bilevel, BilevelConfig
 from srnas_fast.search.loop import run_steps
 from srnas_fast.search.run import RunConfig, RunFolder, run_settings
 from srnas_fast.search.validation import SSIM_WINDOW, validate, validation_pairs
+from srnas_fast.simplex import linear_radius
 from srnas_fast.spaces import find_space
 
 
@@ -101,10 +102,12 @@ def search(
     def do_step(step: int) -> tuple[dict[str, Any], str]:
         nonlocal best, note
         epoch = step // steps + 1
+        net.radius = linear_radius(step - warm, total - warm)  # of sparsestmax: other maps have none
         record: dict[str, Any] = {"epoch": epoch, "learning_rate": schedule.rate(epoch - 1)}
         if step >= warm:
             record["loss_architecture"] = algorithm.architecture_step(*next(architecture_batches))
         record["loss_weights"] = algorithm.weight_step(*next(weight_batches), epoch - 1)
+        record |= net.sparsity()
         if (step + 1) % steps == 0:
             genotype = net.genotype()
             record |= {"genotype": asdict(genotype)} | _weights_now(net)

@@ -4,16 +4,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srnas_fast.errors import InputError, require_whole
 from srnas_fast.mixed import MixedOp
-from srnas_fast.simplex import masked_softmax
+from srnas_fast.simplex import masked_softmax, sparsestmax
 from srnas_fast.spaces.hinas.genotype import WIDTHS, Genotype, derive_cell, derive_path, edges_of
 from srnas_fast.spaces.hinas.operations import ACTIVATIONS, CANDIDATES, SpatialPyramid, conv_bn
 
 STEM = 64
 ILLEGAL_LOGIT = -50.0
+MAPS = ("softmax", "sparsemax", "sparsestmax")
 
 
 @dataclass
@@ -25,17 +27,22 @@ class SupernetConfig:
         layers: layers of cells (paper: 3).
         nodes: nodes in a cell (paper: 4).
         activation: of the candidate operations: leaky, relu, prelu or sine (paper: leaky).
+        weights: the map from logits to architecture weights: softmax, sparsemax or sparsestmax (paper: softmax). With
+            the sparse ones a candidate or router whose weight is zero is not run; with sparsestmax the search ends
+            with one of each.
     """
 
     filters: int = 10
     layers: int = 3
     nodes: int = 4
     activation: str = "leaky"
+    weights: str = "softmax"
 
     def __post_init__(self):
         require_whole(self, "supernet.", filters=2, layers=1, nodes=1)
-        if self.activation not in ACTIVATIONS:
-            raise InputError(f"supernet.activation is {self.activation!r}; known: {', '.join(ACTIVATIONS)}")
+        for field, known in (("activation", ACTIVATIONS), ("weights", MAPS)):
+            if getattr(self, field) not in known:
+                raise InputError(f"supernet.{field} is {getattr(self, field)!r}; known: {', '.join(known)}")
 
     def widths(self, layer: int) -> int:
         """How many widths layer ``layer`` (1-based; 0 is the stem) has."""
@@ -45,7 +52,8 @@ class SupernetConfig:
 class Cell(nn.Module):
     """A directed acyclic graph whose every edge is a mixed operation; output: all nodes, concatenated.
 
-    Shapes: (N, C, H, W) twice in, (N, nodes * C, H, W) out; ``weights``: (edges, candidates).
+    Shapes: (N, C, H, W) twice in, (N, nodes * C, H, W) out; ``weights``: (edges, candidates); ``support``: which
+    candidates are alive, a row of booleans for each edge, or None if all are.
     """
 
     def __init__(
@@ -57,17 +65,33 @@ class Cell(nn.Module):
             mixed_op([make(channels, activation, False) for make in CANDIDATES.values()]) for _ in edges_of(nodes)
         )
 
-    def forward(self, before_previous: Tensor, previous: Tensor, weights: Tensor) -> Tensor:
+    def forward(
+        self, before_previous: Tensor, previous: Tensor, weights: Tensor, support: list[list[bool]] | None = None
+    ) -> Tensor:
         states = [before_previous, previous]
         edge = 0
         for _ in range(self.nodes):
             total = None
             for state in states.copy():
-                part = self.edges[edge](state, weights[edge])
+                part = self.edges[edge](state, weights[edge], support[edge] if support else None)
                 total = part if total is None else total + part
                 edge += 1
             states.append(total)
         return torch.cat(states[2:], dim=1)
+
+
+class _Idle(torch.autograd.Function):
+    """The tensor as it is, and gradients of exact zero for the parameters of modules that did not run."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, dx):
+        wanted = zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
+        return dx, *(torch.zeros_like(parameter) if asked else None for parameter, asked in wanted)
 
 
 class Supernet(nn.Module):
@@ -84,6 +108,10 @@ class Supernet(nn.Module):
     Shapes: noisy gray images (N, 1, H, W) on the [0, 1] scale in, restored ones in (0, 1) out.
     ``alpha``: (layers, edges, candidates) logits of the operations; ``beta``: (routers, 3) logits of the
     widths, one row per router, layer by layer and narrow to wide: to the narrower, the same, the wider width.
+    ``radius``: that of sparsestmax, 0 at first; a search sets it before each step. The other maps have none.
+
+    With a sparse map, candidates and routers of zero weight do not run. Output and gradients are those of a supernet
+    that runs them, exact zeros for their parameters included; their batch norms' running statistics stay as they are.
 
     Source: HiNAS, arXiv 1909.08228, sections 3.1 and 3.2, and arXiv 2012.13212.
 
@@ -96,7 +124,7 @@ class Supernet(nn.Module):
 
     def __init__(self, config: SupernetConfig, mixed_op: Callable[[Iterable[nn.Module]], nn.Module] = MixedOp):
         super().__init__()
-        self.config = config
+        self.config, self.radius = config, 0.0
         act = ACTIVATIONS[config.activation]
         channels = [int(config.filters * width) for width in WIDTHS]
         outputs = [config.nodes * c for c in channels]
@@ -153,38 +181,76 @@ class Supernet(nn.Module):
         architecture = {id(p) for p in self.architecture_parameters()}
         return [p for p in self.parameters() if id(p) not in architecture]
 
-    def _weights(self) -> tuple[Tensor, Tensor]:
-        """alpha and beta as weights; illegal moves weigh exactly nothing."""
-        return self.alpha.softmax(dim=-1), masked_softmax(self.beta, self.legal)
+    def _weights(self) -> tuple[Tensor, Tensor, list[list[bool]] | None]:
+        """alpha and beta as weights, illegal moves weighing exactly nothing, and which of them are not zero.
+
+        The last a row of booleans for each row of alpha, layer by layer, and then of beta; None where all are alive.
+        """
+        if self.config.weights == "softmax":
+            return self.alpha.softmax(dim=-1), masked_softmax(self.beta, self.legal), None
+        alpha, beta = self.alpha.flatten(0, 1), self.beta.masked_fill(~self.legal, -torch.inf)
+        logits = torch.cat([alpha, F.pad(beta, (0, alpha.shape[1] - beta.shape[1]), value=-torch.inf)])
+        radius = self.radius if self.config.weights == "sparsestmax" else 0.0
+        weights, support = sparsestmax(logits, radius, return_support=True)  # one call, and one transfer
+        alpha, beta = weights[: len(alpha)].view_as(self.alpha), weights[len(alpha) :, : beta.shape[1]]
+        return alpha, beta, support.tolist()
 
     def architecture_weights(self) -> dict[str, tuple[list[str], Tensor]]:
-        """For each group its column labels and its weights (rows, columns) after softmax."""
-        alpha, beta = self._weights()
+        """For each group its column labels and its weights (rows, columns)."""
+        alpha, beta, _ = self._weights()
         groups = {f"alpha, layer {i + 1}": (list(CANDIDATES), rows) for i, rows in enumerate(alpha)}
         return groups | {"beta": (["narrower", "same", "wider"], beta)}
 
+    @torch.no_grad()
+    def sparsity(self) -> dict[str, float]:
+        """For the log: the share of the candidates and legal moves that are alive, and the radius; of softmax nothing.
+
+        >>> Supernet(SupernetConfig(filters=2, layers=1, nodes=1, weights="sparsestmax")).sparsity()
+        {'live': 1.0, 'radius': 0.0}
+        """
+        _, _, support = self._weights()
+        if support is None:
+            return {}
+        live = sum(map(sum, support)) / (self.alpha.numel() + int(self.legal.sum()))
+        return {"live": live} | ({"radius": self.radius} if self.config.weights == "sparsestmax" else {})
+
     def forward(self, x: Tensor) -> Tensor:
-        alpha, beta = self._weights()
+        alpha, beta, support = self._weights()
+        edges = self.alpha.shape[1]
         stem = self.stem1(x)
         hidden = {0: self.stem2(stem)}
         earlier = {0: self.reduce1(stem)}
         for layer, steps in enumerate(self.steps):
             inputs: dict[int, Tensor] = {}
+            idle: dict[int, list[nn.Parameter]] = {}
             for h, (row, targets) in steps.items():
                 for g, column in targets.items():
-                    part = beta[row, column] * self.routers[layer][str(h)][str(g)](hidden[h])
+                    router = self.routers[layer][str(h)][str(g)]
+                    if support and not support[len(self.alpha) * edges + row][column]:
+                        idle.setdefault(g, []).extend(router.parameters())
+                        continue
+                    part = beta[row, column] * router(hidden[h])
                     inputs[g] = inputs[g] + part if g in inputs else part
-            for g in inputs.keys() - earlier.keys():
+            for g in (inputs.keys() | idle.keys()) - earlier.keys():
                 earlier[g] = self.upsamplers[str(g)](earlier[g - 1])
-            hidden = {g: self.cells[layer][g](earlier[g], s, alpha[layer]) for g, s in sorted(inputs.items())}
+            for g, parameters in idle.items():
+                inputs[g] = _Idle.apply(inputs[g] if g in inputs else torch.zeros_like(earlier[g]), *parameters)
+            alive = support and support[layer * edges : (layer + 1) * edges]
+            hidden = {g: self.cells[layer][g](earlier[g], s, alpha[layer], alive) for g, s in sorted(inputs.items())}
             earlier = inputs
         features = torch.cat([pyramid(hidden[g]) for g, pyramid in enumerate(self.pyramids)], dim=1)
         return torch.sigmoid(x - self.head(features))
 
     @torch.no_grad()
     def genotype(self) -> Genotype:
-        """The discrete architecture: two inputs per node with their best operation, and the likeliest path."""
-        alpha, beta = self._weights()
+        """The discrete architecture: two inputs per node with their best operation, and the likeliest path.
+
+        Equal weights of a sparse map, such as zeros beside ``none`` or the ones of several inputs, are told apart by
+        the softmax of their logits.
+        """
+        alpha, beta, support = self._weights()
+        if support:
+            alpha = alpha.double() + 1e-9 * self.alpha.double().softmax(-1)
         cells = [derive_cell(rows, self.config.nodes) for rows in alpha]
         moves = [
             {h: {g: beta[row, column].item() for g, column in targets.items()} for h, (row, targets) in steps.items()}
