@@ -599,10 +599,20 @@ def test_a_pickled_module_is_planned_where_it_is_loaded():
     assert again._plan is None and again.describe() == op.describe()
 
 
-def test_copies_of_data_parallel_are_refused():
-    op = MixedOp(fused())._replicate_for_data_parallel()
-    with pytest.raises(InputError, match="DistributedDataParallel"):
-        op(torch.ones(1, 3, 4, 4), torch.ones(6))
+@pytest.mark.parametrize("partial", [1, 2])
+def test_copies_of_data_parallel_run_the_plain_sum(replicated, partial):
+    torch.manual_seed(0)
+    op = MixedOp(fused(), partial=partial).double()
+    copied = replicated(op)
+    x, edge = torch.randn(2, 3 * partial, 6, 4, dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64)
+    support, weights = [True, False, True, True, True, True], torch.rand(6, dtype=torch.float64)
+    results = []
+    for module in (copied, op):
+        y = module(x, weights, support, edge)
+        results.append([y, *torch.autograd.grad(y.square().sum(), list(op.parameters()), allow_unused=True)])
+    for found, expected in zip(*results, strict=True):
+        found = torch.zeros_like(expected) if found is None else found  # of dead candidates
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_fake_tensors_and_the_meta_device():

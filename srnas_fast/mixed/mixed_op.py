@@ -10,10 +10,12 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from srnas_fast.errors import InputError
 from srnas_fast.mixed.mixed_sum import MixedSum
 from srnas_fast.mixed.opaque import Opaque, places_of
+from srnas_fast.mixed.partial import first_channels
+from srnas_fast.mixed.plain import PlainMixedOp
 from srnas_fast.mixed.plan import Plan, describe, plan
 
 
-class MixedOp(nn.Module):
+class MixedOp(PlainMixedOp):
     """``y = sum_k weights[k] * ops[k](x)``, keeping of the image only ``x`` for the backward pass.
 
     Candidates that are built like those of the search spaces (an activation, convolutions or depthwise separable
@@ -33,23 +35,32 @@ class MixedOp(nn.Module):
             results have one common shape. They stay ordinary submodules (``state_dict`` keys ``ops.<k>.*``).
         merge: whether dense convolutions of one activation run as one convolution with the weighted sum of their
             kernels where nothing stands between. The same numbers to rounding, the same memory; faster.
+        partial: K of partial channels: the candidates see the first C/K channels of x and return as many, the other
+            channels pass by (where the candidates halve height and width: as the maxima of their 2 x 2 windows), and
+            the result is shuffled: its channel ``j * K`` is channel j of the weighted sum, its channel ``j * K + i``
+            channel ``i * C / K + j`` of x. No part of x is copied for it, nothing concatenated.
 
-    ``forward(x, weights, support=None)``:
-        x: any tensor the candidates take, usually (N, C, H, W). ``channels_last`` in gives it out.
+    ``forward(x, weights, support=None, edge_weight=None)``:
+        x: any tensor the candidates take, usually (N, C, H, W), and with partial channels nothing else.
+            ``channels_last`` in gives it out.
         weights: (K,) floating point, one weight per candidate, not necessarily normalised.
         support: which candidates are alive, K booleans (a tensor or a sequence). The others are not run:
             they add nothing to ``y``, and their weights and parameters get gradients of exact zero. Right where the
             weights come from a map whose Jacobian is zero off its support (sparsemax, sparsestmax). Running
             statistics and random numbers of dead candidates stay untouched. Default: all are alive.
+        edge_weight: (), what the whole result is multiplied with, such as an entry of
+            :func:`srnas_fast.mixed.edge_normalise`; it costs no pass over the result. Default: 1.
 
     Raises:
-        InputError: no candidates, or TorchScript among them; parameters still to be initialised; ``weights`` or
-            ``support`` of the wrong shape; no candidate alive; NaN weights (looked for on the CPU only, since a
-            look at a GPU's memory would stall it); candidates that disagree on the shape of the result, return no
-            tensor or change ``x`` in place.
+        InputError: no candidates, or TorchScript among them; parameters still to be initialised; ``weights``,
+            ``support`` or ``edge_weight`` of the wrong shape; no candidate alive; NaN weights (looked for on the CPU
+            only, since a look at a GPU's memory would stall it); candidates that disagree on the shape of the result,
+            return no tensor or change ``x`` in place; a number of channels that ``partial`` does not divide, candidates
+            that return another number of channels than they see or halve an odd height or width.
         RuntimeError: a second-order backward (``create_graph=True``): use :class:`PlainMixedOp` for that.
 
-    Source: the mixed operation is DARTS (arXiv 1806.09055), equation 2.
+    Source: the mixed operation is DARTS (arXiv 1806.09055), equation 2; partial channels and edge weights are PC-DARTS
+    (arXiv 1907.05737).
 
     Equivalent to ``sum(w * op(x) for w, op in zip(weights, ops))``:
 
@@ -62,16 +73,22 @@ class MixedOp(nn.Module):
     True
     """
 
-    def __init__(self, ops: Iterable[nn.Module], merge: bool = True):
-        super().__init__()
-        self.ops, self.merge = nn.ModuleList(ops), merge
+    def __init__(self, ops: Iterable[nn.Module], merge: bool = True, partial: int = 1):
+        super().__init__(ops, partial)
+        self.merge = merge
         self._plan: Plan | None = None
         if not self.ops:
             raise InputError("MixedOp got no candidate operations; give a list of at least one nn.Module")
         if any(isinstance(module, torch.jit.ScriptModule) for module in self.ops.modules()):
             raise InputError("MixedOp cannot recompute TorchScript candidates; give the modules they were made from")
 
-    def forward(self, x: Tensor, weights: Tensor, support: Tensor | Sequence[bool] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        weights: Tensor,
+        support: Tensor | Sequence[bool] | None = None,
+        edge_weight: Tensor | None = None,
+    ) -> Tensor:
         count = len(self.ops)
         if not isinstance(weights, Tensor) or weights.shape != (count,) or not weights.is_floating_point():
             given = f"{weights.dtype} {tuple(weights.shape)}" if isinstance(weights, Tensor) else repr(weights)
@@ -79,17 +96,17 @@ class MixedOp(nn.Module):
                 f"MixedOp weights are {given}; its {count} candidates take one floating-point tensor of shape "
                 f"({count},), such as logits.softmax(-1)[edge]"
             )
-        if getattr(self, "_is_replica", False):
-            raise InputError(
-                "MixedOp got copied by torch.nn.DataParallel, whose copies own no parameters; use "
-                "torch.nn.parallel.DistributedDataParallel"
-            )
+        if getattr(self, "_is_replica", False):  # of nn.DataParallel: what it holds are no parameters
+            return super().forward(x, weights, support, edge_weight)
         if _visible(weights) and weights.isnan().any():
             raise InputError(
                 f"MixedOp weights hold NaN: {weights.tolist()}; the run has diverged, so lower the "
                 "learning rates or look for the first NaN in the loss"
             )
-        made = self._plan_for(x)
+        if edge_weight is not None:
+            _check_edge_weight(edge_weight)
+            weights = weights * edge_weight
+        made = self._plan_for(first_channels(x.detach(), self.partial))
         alive = _live(support, count)
         parameters = [module._parameters[name] for module, name in made.places]
         places = {}
@@ -100,7 +117,8 @@ class MixedOp(nn.Module):
         if any(map(is_lazy, parameters)):
             raise InputError("MixedOp candidates hold lazy parameters; run each candidate on an input once before")
         opaque = Opaque(self.ops, [k for k in made.opaque if k in alive], places)
-        return MixedSum.apply(made, opaque, alive, x, weights, *parameters)
+        scale = None if self.partial == 1 else edge_weight  # of what passes by; the candidates' share is in weights
+        return MixedSum.apply(made, opaque, alive, self.partial, x, weights, scale, *parameters)
 
     def describe(self) -> str:
         """The plan, one line per candidate: its branch, what it keeps for the backward pass, and why.
@@ -112,7 +130,10 @@ class MixedOp(nn.Module):
         1  Conv2d     dense, merged with 0  x      nothing         dense 1x1 with bias
         2  Identity   identity              x      nothing         identity
         """
-        return describe(self._planned(), self.ops)
+        table = describe(self._planned(), self.ops)
+        if self.partial == 1:
+            return table
+        return f"{table}\npartial channels: x is the first 1/{self.partial} of the channels, the others pass by"
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_plan": None}  # a copy is planned anew
@@ -135,6 +156,17 @@ def _visible(weights: Tensor) -> bool:
     """Whether a look at the weights costs nothing: they are not on a GPU, which it would stall, and no mere shapes."""
     plain = type(weights) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling()
     return plain and weights.device.type == "cpu" and _get_current_dispatch_mode() is None
+
+
+def _check_edge_weight(edge_weight: Tensor) -> None:
+    if not isinstance(edge_weight, Tensor) or edge_weight.dim() or not edge_weight.is_floating_point():
+        tensor = isinstance(edge_weight, Tensor)
+        given = f"{edge_weight.dtype} {tuple(edge_weight.shape)}" if tensor else repr(edge_weight)
+        raise InputError(
+            f"MixedOp edge_weight is {given}; give a floating-point tensor of shape (), such as edge_weights[edge]"
+        )
+    if _visible(edge_weight) and edge_weight.isnan():
+        raise InputError("MixedOp edge_weight is NaN; the run has diverged, so look for the first NaN in the loss")
 
 
 def _live(support: Tensor | Sequence[bool] | None, count: int) -> frozenset[int]:

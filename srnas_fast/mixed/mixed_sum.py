@@ -11,8 +11,9 @@ from srnas_fast.mixed.activation import activate, activation_gradient, result_su
 from srnas_fast.mixed.call import Call, Return
 from srnas_fast.mixed.normed import accumulate
 from srnas_fast.mixed.opaque import Opaque, autocast_of, channels_last
+from srnas_fast.mixed.partial import first_channels
 from srnas_fast.mixed.plan import Plan
-from srnas_fast.primitives import weighted_sum_backward
+from srnas_fast.primitives import shuffle_concat, shuffle_concat_backward, weighted_sum_backward
 from srnas_fast.primitives.direct import autocast_is_on
 from srnas_fast.primitives.narrow_convolution import serves
 
@@ -20,15 +21,29 @@ from srnas_fast.primitives.narrow_convolution import serves
 class MixedSum(torch.autograd.Function):
     """``sum_k weights[k] * ops[k](x)`` over the live candidates; saves ``x``, ``weights`` and no activation.
 
+    With ``partial`` above 1 the candidates see the first ``1 / partial`` of the channels of x, and the others pass by,
+    times ``scale``: the mixed sum is written between them.
+
     ``parameters`` stand at the plan's slots; those of opaque candidates follow. They are inputs of the function, so
     that autograd, hooks and DDP see them as used here.
     """
 
     @staticmethod
-    def forward(ctx, plan: Plan, opaque: Opaque, live: frozenset[int], x: Tensor, weights: Tensor, *parameters: Tensor):
+    def forward(
+        ctx,
+        plan: Plan,
+        opaque: Opaque,
+        live: frozenset[int],
+        partial: int,
+        whole: Tensor,
+        weights: Tensor,
+        scale: Tensor | None,
+        *parameters: Tensor,
+    ):
+        x = first_channels(whole, partial)
         _check_shapes(plan, live, x)
         autocast = autocast_of(x)
-        ctx.plan, ctx.opaque, ctx.layout = plan, opaque, _inner_layout(plan, live, x)
+        ctx.plan, ctx.opaque, ctx.partial, ctx.layout = plan, opaque, partial, _inner_layout(plan, live, x)
         dtype = torch.promote_types(x.dtype, torch.float32)
         lowered = autocast["enabled"] and x.dtype != torch.float64
         conv_dtype = autocast["dtype"] if lowered else x.dtype
@@ -52,19 +67,31 @@ class MixedSum(torch.autograd.Function):
                 y = torch.zeros_like(x[:, :, ::stride, ::stride], dtype=dtype)
         y, found = opaque.forward(y, x, weights, autocast)
         call.parameters = ()  # they are saved below, where autograd watches them
-        ctx.save_for_backward(x, weights, *parameters)
-        return _outer(y, reduce(torch.promote_types, [*kinds, *found]), x)
+        ctx.save_for_backward(whole, weights, scale, *parameters)
+        kind = reduce(torch.promote_types, [*kinds, *found])
+        if partial == 1:
+            return _outer(y, kind, whole)
+        if y.shape[1] != x.shape[1]:
+            raise InputError(
+                f"MixedOp candidates return {y.shape[1]} channels for the {x.shape[1]} that they see of "
+                f"{whole.shape[1]} with partial={partial}; they must return as many as they see"
+            )
+        with _without_autocast(x):
+            return shuffle_concat(y.to(torch.promote_types(kind, x.dtype)), whole, partial, scale)
 
     @staticmethod
-    def backward(ctx, dy: Tensor):
+    def backward(ctx, dout: Tensor):
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "MixedOp has first-order gradients only: its backward pass recomputes the candidates and keeps no "
                 "graph, so create_graph=True cannot work; use srnas_fast.mixed.PlainMixedOp for second order"
             )
-        x, weights, *parameters = ctx.saved_tensors
-        x_wanted, weights_wanted, *wanted = ctx.needs_input_grad[3:]
-        plan, call = ctx.plan, ctx.call
+        whole, weights, scale, *parameters = ctx.saved_tensors
+        x_wanted, weights_wanted, scale_wanted, *wanted = ctx.needs_input_grad[4:]
+        plan, call, x = ctx.plan, ctx.call, first_channels(whole, ctx.partial)
+        dy, dwhole, dscale = dout, None, None
+        if ctx.partial > 1:
+            dy, dwhole, dscale = shuffle_concat_backward(dout, whole, ctx.partial, scale, x_wanted, scale_wanted)
         returned = Return(
             call.live, call.weights, parameters, call.dtype, call.conv_dtype, call.kept, wanted, x_wanted,
             torch.zeros_like(call.weights) if weights_wanted else None, [None] * len(parameters),
@@ -80,7 +107,12 @@ class MixedSum(torch.autograd.Function):
                 if wanted[slot] and returned.found[slot] is None:
                     returned.found[slot] = torch.zeros_like(parameters[slot])
         dweights = None if returned.dweights is None else returned.dweights.to(weights.dtype)
-        return None, None, None, None if dx is None else _outer(dx, x.dtype, x), dweights, *returned.found
+        if ctx.partial == 1:
+            dwhole = None if dx is None else _outer(dx, x.dtype, x)
+        elif x_wanted and dx is not None:
+            first_channels(dwhole, ctx.partial).copy_(dx)
+        rest = (dwhole if x_wanted else None, dweights, dscale if scale_wanted else None)
+        return None, None, None, None, *rest, *returned.found
 
 
 def _fused_backward(

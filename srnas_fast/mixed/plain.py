@@ -5,6 +5,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from srnas_fast.mixed.partial import first_channels, whole_partial
+from srnas_fast.primitives.shuffle_concat import shuffle_concat_reference
+
 
 class PlainMixedOp(nn.Module):
     """``sum_k weights[k] * ops[k](x)`` under plain autograd, which keeps what every candidate keeps.
@@ -18,10 +21,23 @@ class PlainMixedOp(nn.Module):
     tensor([-0.2500,  2.0000])
     """
 
-    def __init__(self, ops: Iterable[nn.Module]):
+    def __init__(self, ops: Iterable[nn.Module], partial: int = 1):
         super().__init__()
-        self.ops = nn.ModuleList(ops)
+        self.ops, self.partial = nn.ModuleList(ops), whole_partial(partial)
 
-    def forward(self, x: Tensor, weights: Tensor, support: Tensor | Sequence[bool] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        weights: Tensor,
+        support: Tensor | Sequence[bool] | None = None,
+        edge_weight: Tensor | None = None,
+    ) -> Tensor:
+        y = self.mixed(first_channels(x, self.partial), weights, support)
+        if self.partial > 1:
+            y = shuffle_concat_reference(y, x, self.partial)
+        return y if edge_weight is None else edge_weight * y
+
+    def mixed(self, x: Tensor, weights: Tensor, support: Tensor | Sequence[bool] | None) -> Tensor:
+        """The weighted sum, of the channels that the candidates see."""
         live = range(len(self.ops)) if support is None else torch.as_tensor(support).nonzero().flatten().tolist()
         return sum(weights[k] * self.ops[k](x) for k in live)

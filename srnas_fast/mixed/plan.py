@@ -172,7 +172,15 @@ def describe(made: Plan, ops: Sequence[nn.Module]) -> str:
                 rows[k] = (name, reads, "batch statistics" if norms else "nothing")
     table = [("", "candidate", "branch", "reads", "keeps beside x", "because it is")]
     table += [(str(k), type(op).__name__, *rows[k], why[k]) for k, op in enumerate(ops)]
-    widths = [max(len(row[i]) for row in table) for i in range(5)]
-    return "\n".join(
-        "  ".join([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + [row[5]]) for row in table
-    )
+    return aligned(table)
+
+
+def aligned(table: Sequence[Sequence[str]]) -> str:
+    """Rows of as many cells as text, the columns below each other.
+
+    >>> print(aligned([("a", "", "b"), ("long", "x", "c")]))
+    a        b
+    long  x  c
+    """
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)

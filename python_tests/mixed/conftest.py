@@ -1,0 +1,21 @@
+"""What the tests of this room share."""
+
+import pytest
+from torch import nn
+
+
+@pytest.fixture
+def replicated():
+    """A function of a module: its copy as nn.DataParallel makes one for each GPU; it has no parameters of its own."""
+
+    def replicate(module: nn.Module) -> nn.Module:
+        copies = {part: part._replicate_for_data_parallel() for part in module.modules()}
+        for part, copied in copies.items():
+            for name, child in part._modules.items():
+                copied._modules[name] = copies[child]
+            for name, parameter in part._parameters.items():
+                # The result of an operation, which brings gradients home.
+                setattr(copied, name, parameter if parameter is None else 1 * parameter)
+        return copies[module]
+
+    return replicate
