@@ -7,9 +7,9 @@ from importlib import import_module
 
 __version__ = "0.2.0"
 
-_HOMES = {"MixedOp": "srnas_fast.mixed"}
+_HOMES = {"MixedOp": "srnas_fast.mixed", "accelerate": "srnas_fast.mixed"}
 
-__all__ = ["MixedOp", "__version__"]
+__all__ = ["MixedOp", "__version__", "accelerate"]
 
 
 def __getattr__(name: str):

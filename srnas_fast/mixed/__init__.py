@@ -1,8 +1,24 @@
 """Mixed operations: the weighted sum of candidate operations that stores only its input."""
 
+from srnas_fast.mixed.drop_in import Report, accelerate, restore
+from srnas_fast.mixed.forms import Form, register_form
 from srnas_fast.mixed.layers import Sine, Zero
 from srnas_fast.mixed.mixed_op import MixedOp
+from srnas_fast.mixed.partial import PartialChannels, edge_normalise
 from srnas_fast.mixed.patterns import register_pattern
 from srnas_fast.mixed.plain import PlainMixedOp
 
-__all__ = ["MixedOp", "PlainMixedOp", "Sine", "Zero", "register_pattern"]
+__all__ = [
+    "Form",
+    "Report",
+    "accelerate",
+    "register_form",
+    "restore",
+    "MixedOp",
+    "PartialChannels",
+    "PlainMixedOp",
+    "Sine",
+    "Zero",
+    "edge_normalise",
+    "register_pattern",
+]
