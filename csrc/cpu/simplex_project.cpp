@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
-#include <limits>
 #include <vector>
 
 #include "parallel.h"
@@ -11,8 +10,8 @@
 namespace srnas_fast {
 namespace {
 
-// Both also stand in srnas_fast/primitives/simplex_project.py.
-constexpr double FLOOR = 1e-4, OUTSIDE = -2;
+// These also stand in srnas_fast/primitives/simplex_project.py.
+constexpr double ROUNDING = 1e-6, FLOOR = 1e-4, OUTSIDE = -2;
 
 // Mean of the first entries of a falling row that begins with 0, and the root of their sum of squares around
 // it, both over their span: the distance from the first to the last one. Scaled anew whenever the span grows,
@@ -75,7 +74,7 @@ public:
             }
             weights[k] = static_cast<T>(std::max(weight, 0.0));  // what the caller sees decides who is alive
         }
-        if (square >= (1 - 1 / choices) * (1 - 8 * std::numeric_limits<T>::epsilon())) {
+        if (square >= (1 - 1 / choices) * (1 - ROUNDING)) {
             std::fill(weights.begin(), weights.end(), 0.0);
             weights[first] = 1;
         }

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 from srnas_fast.errors import InputError
@@ -364,3 +365,17 @@ def test_bad_input_is_named(change, message, backend):
     given = {**dict(logits=torch.zeros(2, 3), radius=0.2), **change}
     with pytest.raises(InputError, match=message):
         simplex_project(**given)
+
+
+def test_a_corner_radius_from_float32_is_one_hot_in_float64():
+    for choices in range(2, 10):
+        radius = torch.tensor((1 - 1 / choices) ** 0.5, dtype=torch.float32)
+        logits = torch.randn(50, choices, dtype=torch.float64, generator=torch.Generator().manual_seed(choices))
+        assert ((simplex_project(logits, radius) > 0).sum(-1) == 1).all()
+
+
+def test_where_there_are_no_numbers_none_are_looked_at():
+    logits = torch.full((3, 4), float("nan"), device="meta")
+    assert simplex_project(logits, 0.5).shape == (3, 4)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert simplex_project(torch.ones(3, 4), 0.5).shape == (3, 4)

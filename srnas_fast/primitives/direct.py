@@ -3,16 +3,33 @@
 from collections.abc import Sequence
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode  # it has no public home
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 # Private to torch, so looked for: without it every call takes the ordinary way.
 _transforming = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 
+def transforms_are_on() -> bool:
+    """Whether a function transform of torch.func is at work, which knows our autograd functions not."""
+    return _transforming()
+
+
 def autocast_is_on(tensor: torch.Tensor) -> bool:
     """Whether autocast is on for the tensor's device; false for devices that know none."""
     device = tensor.device.type
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def has_values(tensor: torch.Tensor) -> bool:
+    """Whether one may look at a tensor's numbers: not where only shapes are computed, or a graph is recorded."""
+    return not (
+        type(tensor) not in (torch.Tensor, torch.nn.Parameter)
+        or tensor.is_meta
+        or isinstance(_get_current_dispatch_mode(), FakeTensorMode)
+        or _transforming()
+        or torch.compiler.is_compiling()
+    )
 
 
 def call(op: torch.library.CustomOpDef, first: torch.Tensor | Sequence[torch.Tensor], *rest, mutates: bool = False):

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from srnas_fast.backends import cpu_kernels
 from srnas_fast.errors import InputError
-from srnas_fast.primitives.direct import call
+from srnas_fast.primitives.direct import call, has_values
 
-# Both also stand in csrc/cpu/simplex_project.cpp.
+# These also stand in csrc/cpu/simplex_project.cpp.
+ROUNDING = 1e-6  # relative: a squared radius so close to that of a corner makes the row one-hot, also from float32
 FLOOR = 1e-4  # of the distance d in the gradient's gain r / d
 OUTSIDE = -2.0  # this far below its row's largest, a logit has no weight at any radius: it stands for all lower ones
 
@@ -69,7 +70,7 @@ def simplex_project(logits: Tensor, radius: float | Tensor = 0.0, as_published: 
 
 
 def check_rows(logits: Tensor, radius: float | Tensor = 0.0) -> None:
-    """Refuses logits that are no rows of choices and radii that are none, with one look at all values.
+    """Refuses logits that are no rows of choices and radii that are none, with one look at all values there are.
 
     Args:
         logits: (..., K), of a floating type.
@@ -91,7 +92,7 @@ def check_rows(logits: Tensor, radius: float | Tensor = 0.0) -> None:
         good = good & radii.isfinite() & (radii >= 0)
     elif not (math.isfinite(radius) and radius >= 0):
         raise InputError(f"radius is {radius}; give a number from 0 up")
-    if good.all():
+    if not has_values(logits) or good.all():
         return
     row = tuple((~good).nonzero()[0].tolist())
     if largest[row].isneginf():
@@ -161,7 +162,7 @@ def _solve(logits: Tensor, radius: float | Tensor, as_published: bool) -> tuple[
     weights = torch.where(tie, (below == 0) / m, (1 / m + slope * away).clamp(min=0))
     lead = torch.where(tie & (m > 1), r / (m * (m - 1)).clamp(min=1).sqrt(), 0.0)
     weights = weights + torch.where(below == 0, lead * (m * first - 1), 0.0)
-    bound = (1 - 1 / choices) * (1 - 8 * torch.finfo(logits.dtype).eps)
+    bound = (1 - 1 / choices) * (1 - ROUNDING)
     weights = torch.where(square >= bound, first, weights.clamp(min=0)).to(logits.dtype)
 
     alive = weights > 0

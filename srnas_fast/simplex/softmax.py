@@ -28,7 +28,8 @@ def softmax(logits: Tensor, return_support: bool = False) -> Tensor | tuple[Tens
     """
     check_rows(logits)
     weights = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    return (weights.to(logits.dtype), weights > 0) if return_support else weights.to(logits.dtype)
+    weights = weights.to(logits.dtype)
+    return (weights, weights > 0) if return_support else weights
 
 
 def masked_softmax(logits: Tensor, legal: Tensor | None = None) -> Tensor:

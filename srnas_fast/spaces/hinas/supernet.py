@@ -208,9 +208,9 @@ class Supernet(nn.Module):
         >>> Supernet(SupernetConfig(filters=2, layers=1, nodes=1, weights="sparsestmax")).sparsity()
         {'live': 1.0, 'radius': 0.0}
         """
-        _, _, support = self._weights()
-        if support is None:
+        if self.config.weights == "softmax":
             return {}
+        _, _, support = self._weights()
         live = sum(map(sum, support)) / (self.alpha.numel() + int(self.legal.sum()))
         return {"live": live} | ({"radius": self.radius} if self.config.weights == "sparsestmax" else {})
 
