@@ -3,6 +3,8 @@
 import copy
 import inspect
 import pickle
+import random
+import re
 
 import darts
 import pytest
@@ -124,7 +126,7 @@ def assert_same(found, expected, tolerance=1e-10):
 
 def example_of(module, dtype=torch.float64):
     torch.manual_seed(0)
-    x = torch.randn(2, C, 7, 5, dtype=dtype, requires_grad=True)
+    x = torch.randn(2, C, 8, 6, dtype=dtype, requires_grad=True)
     return module.example(x, torch.randn(4, dtype=dtype).softmax(0).requires_grad_())
 
 
@@ -225,26 +227,118 @@ class Chain(Foreign):
         return x
 
 
+class Temperature(Foreign):
+    def __init__(self):
+        super().__init__()
+        self.tau, self.only, self.drops = 1.0, None, [0, 0]
+
+    def forward(self, x, weights):
+        if self.only is not None:
+            return self.choices[self.only](x)
+        weights = weights if self.tau == 1 else weights / self.tau
+        return sum(w * op(x) for w, op in zip(weights, self.choices, strict=True))
+
+
+class Counts(Foreign):
+    def forward(self, x, weights):
+        self.cost = (weights * torch.arange(4)).sum()
+        return super().forward(x, weights)
+
+
+class Logs(Foreign):
+    def __init__(self):
+        super().__init__()
+        self.log = []
+
+    def forward(self, x, weights):
+        self.log.append(x.shape)
+        return super().forward(x, weights)
+
+
+class ArgmaxAtTheEnd(Foreign):
+    def forward(self, x, weights):
+        if not torch.is_grad_enabled():
+            return self.choices[int(weights.argmax())](x)
+        return super().forward(x, weights)
+
+
+class ArgmaxWhenFrozen(Foreign):
+    def forward(self, x, weights):
+        if not weights.requires_grad:
+            return self.choices[int(weights.argmax())](x)
+        return super().forward(x, weights)
+
+
+class OneHotShortcut(Foreign):
+    def forward(self, x, weights):
+        if (weights == 1).any():
+            return self.choices[int(weights.argmax())](x)
+        return super().forward(x, weights)
+
+
+class Masked(Foreign):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.ones(4))
+
+    def forward(self, x, weights):
+        return super().forward(x, weights * self.mask)
+
+
+class GateOverNothing(Gate):
+    """Whose candidates start at zero, so that all results are zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.choices = nn.ModuleList(nn.Sequential(nn.Conv2d(C, C, 3, padding=1), nn.ReLU()) for _ in range(4))
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+
+class Clamped(Foreign):
+    def __init__(self):
+        super().__init__()
+        self.choices = nn.ModuleList(candidates()[:2])
+
+    def forward(self, x, weights):
+        return super().forward(x, weights.clamp(max=1))
+
+    def example(self, x, weights):
+        return x, weights[:2]
+
+
+class DrawnElsewhere(Foreign):
+    def forward(self, x, weights):
+        return super().forward(x, weights) * (random.random() < 2)
+
+
 LOOKALIKES = {
     Experts: "its result is not that of the weighted sum",
     Gate: "its result is not that of the weighted sum",
     OwnLogits: r"its forward takes \(x\), no argument for the weights",
-    SkipsZeros: "the gradient of 'weights' is not that of the weighted sum .* one is zero",
+    SkipsZeros: "the gradient of 'weights' is not that of the weighted sum .* one of them zero",
     WithSkip: "its result is not that of the weighted sum",
     OnlyInEval: "its result is not that of the weighted sum .* in eval mode",
     DropsOne: "its result is not that of the weighted sum",
-    ScaledByItsOwn: "the parameter gradient of 'scale' is there, with MixedOp it is not",
+    ScaledByItsOwn: "it holds 'scale' beside its candidates",
     Detached: "the gradient of 'weights' is not that of the weighted sum",
     Pair: "it returns tuple, not one tensor",
     Chain: "its result is not that of the weighted sum",
+    Counts: "'cost'",
+    Logs: "its forward sets 'log'",
+    ArgmaxAtTheEnd: "its result is not that of the weighted sum .* without gradients",
+    ArgmaxWhenFrozen: "with MixedOp it is not, .* want no gradient",
+    OneHotShortcut: "with MixedOp it is not, .* one-hot",
+    Masked: "it holds 'mask' beside its candidates",
+    GateOverNothing: "its result is not that of the weighted sum",
+    Clamped: "its result is not that of the weighted sum .* 2.5",
+    DrawnElsewhere: "it draws random numbers that are not torch's",
 }
 
 
 @pytest.mark.parametrize("shown", [False, True], ids=["guessed", "with an example"])
 @pytest.mark.parametrize("lookalike", LOOKALIKES)
 def test_what_only_looks_like_a_mixed_operation_is_left_alone(lookalike, shown):
-    import re
-
     module = lookalike()
     example = example_of(module, torch.float32)[: len(inspect.signature(module.forward).parameters)]
     report = accelerate(module, *example) if shown else accelerate(module)
@@ -300,7 +394,8 @@ def test_restore():
     net = Chosen()
     x = torch.randn(2, C, 5, 5)
     report = accelerate(net)
-    assert len(report.replaced) == 2 and accelerate(net).rows == []  # no module is replaced twice
+    assert len(report.replaced) == 2
+    assert [(row.replaced, row.why) for row in accelerate(net).rows] == [(True, "replaced before")] * 2
     report.restore()
     assert type(net.first) is Foreign and vars(net.first).keys() == vars(Foreign()).keys()
     accelerate(net)
@@ -472,6 +567,151 @@ def test_a_call_of_another_kind_runs_the_modules_own_forward():
             twin(*wrong)
 
 
+@pytest.mark.parametrize("name, value", [("tau", 0.5), ("only", 2), ("drops", [0, 1])])
+def test_a_setting_that_changes_brings_the_own_forward_back(name, value):
+    torch.manual_seed(0)
+    module = Temperature().double()
+    twin = copy.deepcopy(module)
+    assert accelerate(twin).replaced == [""]
+    before = getattr(twin, name)
+    for changed in (value, before):
+        for each in (module, twin):
+            setattr(each, name, changed)
+        assert_same(results(twin, *example_of(twin)), results(module, *example_of(module)))
+    twin.drops.append(1)  # in place, too
+    assert twin(*example_of(twin)).grad_fn.name() != "MixedSumBackward"
+
+
+def test_the_index_is_the_attribute_that_moves_the_row():
+    class Strided(KnowsItsEdge):
+        def __init__(self):
+            super().__init__()
+            del self.edge
+            self.flops, self.stride, self.edge = 60_000_000, 1, 1
+
+    torch.manual_seed(0)
+    module = Strided().double()
+    twin = copy.deepcopy(module)
+    assert accelerate(twin).replaced == [""]
+    for edge in (1, 0, 2):
+        module.edge = twin.edge = edge
+        assert_same(results(twin, *example_of(twin)), results(module, *example_of(module)))
+        with LiveMemory() as memory:
+            y = twin(*example_of(twin))
+        assert y.grad_fn.name() == "MixedSumBackward" and memory.peak
+
+
+def test_a_forward_that_is_patched_later_is_the_one_that_runs(monkeypatch):
+    net, twin = accelerated()
+    monkeypatch.setattr(Foreign, "forward", lambda self, x, weights: self.choices[0](x))
+    assert_same([twin(image())], [net(image())])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_tracing_and_function_transforms_take_the_own_forward():
+    net, twin = (model.float().eval() for model in accelerated())
+    x = image(torch.float32).detach()
+    traced = torch.jit.trace(twin, x, check_trace=False)
+    torch.testing.assert_close(traced(x), net(x), rtol=1e-4, atol=1e-4)
+    parameters = dict(twin.named_parameters())
+
+    def loss(parameters):
+        return torch.func.functional_call(twin, parameters, (x,)).square().mean()
+
+    found = torch.func.grad(loss)(parameters)
+    expected = torch.autograd.grad(net(x).square().mean(), net.parameters())
+    for a, b in zip(found.values(), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_partial_channels_of_odd_images_run_the_own_forward():
+    class Ceils(Partial):
+        def __init__(self):
+            super().__init__()
+            self.choices = nn.ModuleList(nn.Sequential(op, nn.MaxPool2d(3, 2, 1)) for op in candidates())
+            self.mp = nn.MaxPool2d(2, 2, ceil_mode=True)
+
+        def forward(self, x, weights):
+            y = sum(w * op(x[:, :C]) for w, op in zip(weights, self.choices, strict=True))
+            return darts.channel_shuffle(torch.cat([y, self.mp(x[:, C:])], dim=1), 4)
+
+    torch.manual_seed(0)
+    module = Ceils().double()
+    twin = copy.deepcopy(module)
+    assert accelerate(twin).replaced == [""]
+    for size in (8, 7):
+        x, weights = torch.randn(2, 4 * C, size, size).double(), torch.randn(4).double()
+        assert_same([twin(x, weights)], [module(x, weights)])
+
+
+class Promotes(Foreign):
+    def forward(self, x, weights):
+        return (weights.view(-1, 1, 1, 1, 1) * torch.stack([op(x) for op in self.choices])).sum(0)
+
+
+@pytest.mark.parametrize("op", [Foreign, Promotes])
+def test_types_that_differ_give_the_type_that_they_gave(op):
+    module = op()
+    twin = copy.deepcopy(module)
+    assert accelerate(twin).replaced == [""]
+    x, weights = example_of(module, torch.float32)
+    for row, lowered in ((weights, False), (weights.double(), False), (weights, True)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=lowered):
+            found, expected = twin(x, row), module(x, row)
+        assert found.dtype == expected.dtype
+        torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_every_pickle_protocol(protocol):
+    _, twin = accelerated()
+    again = pickle.loads(pickle.dumps(twin, protocol))
+    assert is_fused(again)
+    assert_same(results(again, image()), results(twin, image()))
+
+
+class CopiesItself(Foreign):
+    def __reduce__(self):
+        return self.__class__, (), {"training": self.training}
+
+    def __deepcopy__(self, memo):
+        made = self.__class__()
+        made.load_state_dict(self.state_dict())
+        return made
+
+
+def test_modules_that_are_made_anew_run_their_own_forward():
+    torch.manual_seed(0)
+    module = CopiesItself()
+    assert accelerate(module).replaced == [""]
+    x, weights = example_of(module, torch.float32)
+    for made in (type(module)(), copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert made(x, weights).grad_fn.name() != "MixedSumBackward"
+    assert torch.allclose(copy.deepcopy(module)(x, weights), module(x, weights), atol=1e-5)
+    restore(module)
+    assert type(module) is CopiesItself
+
+
+def test_probes_run_no_hooks_and_an_example_leaves_buffers_where_they_were():
+    class Averages(Chosen):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("ema", torch.zeros(()))
+
+        def forward(self, x):
+            y = super().forward(x)
+            self.ema = 0.9 * self.ema + y.detach().mean()
+            return y
+
+    net, calls = Averages(), []
+    net.first.choices[1].register_forward_hook(lambda *_: calls.append(1))
+    accelerate(net)
+    assert calls == []
+    restore(net)
+    accelerate(net, torch.randn(2, C, 8, 8))
+    assert net.ema == 0 and len(calls) == 2  # one run, in which the module is called twice
+
+
 def test_nested_mixed_operations():
     class Outer(Foreign):
         def __init__(self):
@@ -534,6 +774,10 @@ def test_a_form_that_is_taught():
     assert_same(results(pickle.loads(pickle.dumps(twin)), image(), alphas), results(module, image(), alphas))
     register_form(Reads, Form("nodes", x="image", weights="alphas", index="edge"))  # which has no softmax
     assert accelerate(copy.deepcopy(module)).replaced == []
+    for wrong in (Form("nowhere", "image", row_of), Form("nodes", "image", row_of, partial="k")):
+        register_form(Reads, wrong)
+        report = accelerate(module, image(), alphas)
+        assert re.search("Reads has no attribute '(nowhere|k)', which Form", report.rows[0].why)
 
 
 def test_refusals():
@@ -545,9 +789,15 @@ def test_refusals():
         register_form(Foreign, {"ops": "choices"})
     with pytest.raises(InputError, match="names the argument 'alphas'; Foreign.forward takes x, weights"):
         register_form(Foreign, Form("choices", "x", "alphas"))
-    register_form(Detached, Form("nowhere", "x", "weights"))
-    with pytest.raises(InputError, match="Detached has no attribute 'nowhere'"):
-        accelerate(Detached())
+
+
+class AddsATable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(C, 8, 6))
+
+    def forward(self, x):
+        return x + self.table
 
 
 def test_modules_that_cannot_be_probed():
@@ -564,8 +814,22 @@ def test_modules_that_cannot_be_probed():
         def forward(self, *args):
             return sum(op(args[0]) for op in self.choices)
 
-    reasons = [accelerate(cls()).rows[0].why for cls in (Locked, Lazy, Open)]
-    assert "cannot be copied for a probe: TypeError: there is only one of me" in reasons[0]
+    class Fixed(Foreign):
+        """Fits images of one size."""
+
+        def __init__(self):
+            super().__init__()
+            self.choices.append(AddsATable())
+
+    patched = Foreign()
+    patched.forward = lambda x: x
+    net = nn.ModuleList([Foreign(), *(cls() for cls in (Locked, Lazy, Open, Fixed)), patched, Foreign().to("meta")])
+    report = accelerate(net)
+    assert report.replaced == ["0", "4"]
+    reasons = [row.why for row in report.rows[1:]]
+    assert accelerate(patched, torch.ones(1)).replaced == []
+    assert "a forward of its own" in reasons[4] and "meta device" in reasons[5]
+    assert "a probe failed: TypeError: there is only one of me" in reasons[0]
     assert "run the model once before" in reasons[1]
     assert "takes (*args), too much to guess from" in reasons[2]
 

@@ -12,7 +12,7 @@ from srnas_fast.errors import InputError
 from srnas_fast.mixed.forms import containers, is_registered, signature_of
 from srnas_fast.mixed.mixed_op import MixedOp
 from srnas_fast.mixed.plan import aligned, plan
-from srnas_fast.mixed.probe import Finding, probe
+from srnas_fast.mixed.probe import probe, remembered
 from srnas_fast.mixed.stand_in import install, remove, stand_in_of
 
 
@@ -26,7 +26,7 @@ class Row:
         replaced: whether it computes as ``MixedOp`` now.
         why: how its candidates run, or why it was left alone.
         before, after: what the graph of one call holds for the backward pass beside its input, as a multiple of it;
-            None where it was not replaced.
+            None where it was not replaced now.
         calls: the bytes of the inputs of its calls in the example run; empty without one.
     """
 
@@ -61,7 +61,7 @@ class Report:
     def __str__(self) -> str:
         table = [("module", "class", "", "held beside its input", "why")]
         for row in self.rows:
-            held = f"{row.before:.2f} -> {row.after:.2f} of it" if row.replaced else ""
+            held = "" if row.before is None else f"{row.before:.2f} -> {row.after:.2f} of it"
             table.append(
                 (row.name or "(the model)", row.cls, "replaced" if row.replaced else "as it was", held, row.why)
             )
@@ -71,7 +71,7 @@ class Report:
         count = len(self.replaced)
         line = f"{count} of {len(self.rows)} modules with a list of candidates replaced"
         before, after = (
-            sum(getattr(row, when) * size for row in self.rows if row.replaced for size in row.calls)
+            sum(getattr(row, when) * size for row in self.rows if row.before is not None for size in row.calls)
             for when in ("before", "after")
         )
         if before:
@@ -92,9 +92,9 @@ def accelerate(model: nn.Module, *example: Any, merge: bool = True) -> Report:
     Nothing is believed for its looks: before a module is replaced, a copy of it runs both ways on random inputs, in
     training and in eval mode, in float64 where it can, and results, gradients and running statistics are compared.
     What does not agree is left alone, and the report says why. So a gate that normalises its weights itself, or skips
-    candidates of weight zero, stays what it is. A call of another form than the one compared (an optional argument
-    that is given, other weights) runs the module's own forward, and so does a copy made by ``nn.DataParallel``.
-    Under ``torch.compile`` each mixed operation is a graph break.
+    candidates of weight zero, stays what it is. A call unlike those compared (an optional argument that is given, a
+    setting of the module that has changed, other weights) runs the module's own forward, and so does a copy made by
+    ``nn.DataParallel``. Under ``torch.compile`` each mixed operation is a graph break.
 
     Args:
         model: any module; it may itself be a mixed operation.
@@ -119,12 +119,12 @@ def accelerate(model: nn.Module, *example: Any, merge: bool = True) -> Report:
     ...
     ...     def forward(self, x, weights):
     ...         return sum(w * op(x) for w, op in zip(weights, self._ops))
-    >>> supernet = nn.ModuleList([TheirMixedOp(4), nn.ModuleList([nn.Identity(), nn.Identity()])])
+    >>> supernet = nn.ModuleList([TheirMixedOp(4), nn.ReLU()])
     >>> report = accelerate(supernet)
     >>> print(report)
-    module  class         ...  held beside its input  why
+    module  class                   held beside its input  why
     0       TheirMixedOp  replaced  2.00 -> 0.00 of it     2 of 2 candidates fused
-    ...
+    <BLANKLINE>
     1 of 1 modules with a list of candidates replaced
     >>> report.restore()
     """
@@ -132,13 +132,24 @@ def accelerate(model: nn.Module, *example: Any, merge: bool = True) -> Report:
         raise InputError(f"accelerate got {type(model).__name__}; give the supernet, a torch.nn.Module")
     found = {name: module for name, module in model.named_modules() if _may_be_mixed(module)}
     seen, sizes = _watch(model, list(found.values()), example) if example else ({}, {})
-    rows = []
-    for name, module in reversed(found.items()):  # what is inside of others first
-        finding = probe(module, seen.get(module), merge)
+    before = [module for module in found.values() if stand_in_of(module) is not None]
+    findings = {
+        module: probe(module, seen.get(module), merge) for module in found.values() if stand_in_of(module) is None
+    }
+    for module, finding in findings.items():  # only now: whatever ends the probes leaves the model as it was
         if finding.form is not None:
-            install(module, finding.form, merge)
-        rows.append(_row(name, module, finding, sizes.get(module, ())))
-    return Report(model, rows[::-1])
+            install(module, finding.form, merge, finding.one_type)
+    rows = []
+    for name, module in found.items():
+        cls, calls = type(module).__name__, sizes.get(module, ())
+        if module in before:
+            rows.append(Row(name, cls, True, "replaced before", calls=calls))
+        elif (form := findings[module].form) is not None:
+            how = _how(form.candidates(module))
+            rows.append(Row(name, cls, True, how, findings[module].before, findings[module].after, calls))
+        elif not _frames(module):
+            rows.append(Row(name, cls, False, findings[module].why, calls=calls))
+    return Report(model, rows)
 
 
 def restore(model: nn.Module) -> None:
@@ -153,15 +164,19 @@ def restore(model: nn.Module) -> None:
 
 def _may_be_mixed(module: nn.Module) -> bool:
     """Whether a module has candidates and a forward of its own to be replaced."""
-    if isinstance(module, MixedOp | nn.ModuleList | nn.ModuleDict | nn.Sequential) or stand_in_of(module) is not None:
+    if isinstance(module, MixedOp | nn.ModuleList | nn.ModuleDict | nn.Sequential):
         return False
-    return is_registered(type(module)) or bool(containers(module))
+    return stand_in_of(module) is not None or is_registered(type(module)) or bool(containers(module))
 
 
-def _row(name: str, module: nn.Module, finding: Finding, sizes: tuple[int, ...]) -> Row:
-    replaced = finding.form is not None
-    why = _how(finding.form.candidates(module)) if replaced else finding.why
-    return Row(name, type(module).__name__, replaced, why, finding.before, finding.after, sizes)
+def _frames(module: nn.Module) -> bool:
+    """Whether a module only holds mixed operations, such as a cell: each member of its lists has some replaced ones."""
+    names = containers(module)
+    return bool(names) and all(
+        any(stand_in_of(part) is not None for part in member.modules())
+        for name in names
+        for member in module._modules[name].children()
+    )
 
 
 def _how(candidates: list[nn.Module]) -> str:
@@ -179,8 +194,10 @@ def _watch(
     sizes: dict[nn.Module, tuple[int, ...]] = {}
 
     def look(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if "forward" in vars(module):
+            return
         given = signature_of(type(module)).bind(*args, **kwargs).arguments
-        seen.setdefault(module, given)
+        seen.setdefault(module, remembered(given))
         images = [value.nbytes for value in given.values() if isinstance(value, Tensor) and value.dim() > 2]
         sizes[module] = (*sizes.get(module, ()), *images[:1])
 
@@ -197,11 +214,17 @@ def _watch(
 @contextmanager
 def _kept(model: nn.Module) -> Iterator[None]:
     """Leave buffers and random numbers as they were."""
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    before = [
+        (part._buffers, name, buffer, buffer.clone())
+        for part in model.modules()
+        for name, buffer in part._buffers.items()
+        if buffer is not None
+    ]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:
-            for buffer, value in before:
+            for home, name, buffer, value in before:
+                home[name] = buffer  # a forward may have put another in its place
                 buffer.copy_(value)

@@ -1,7 +1,7 @@
 """The forms that mixed operations have in other people's code: what their candidates and arguments are called."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
@@ -42,42 +42,54 @@ class Form:
 
     def candidates(self, module: nn.Module) -> list[nn.Module]:
         """The candidates that the module holds now."""
-        if not hasattr(module, self.ops):
-            raise InputError(f"{type(module).__name__} has no attribute '{self.ops}', which {self} names")
-        held = getattr(module, self.ops)
+        held = _attribute(self, module, self.ops)
         return list(held.values() if isinstance(held, Mapping | nn.ModuleDict) else held)
 
     def parts(self, module: nn.Module) -> int:
         """Of how many parts of the channels the candidates see the first."""
-        return getattr(module, self.partial) if isinstance(self.partial, str) else self.partial
+        return _attribute(self, module, self.partial) if isinstance(self.partial, str) else self.partial
+
+    def arguments(self, given: Collection[str]) -> Collection[str]:
+        """The names of the arguments that it reads; a function of the arguments may read all that are given."""
+        return given if callable(self.weights) else (self.x, self.weights, self.index)
 
     def read(self, module: nn.Module, arguments: dict[str, Any], count: int) -> tuple[Tensor, Tensor] | None:
         """x and the row of ``count`` weights of a call; None where it is a call of another kind."""
         x = arguments.get(self.x)
-        if callable(self.weights):
-            weights = self.weights(module, arguments)
-        else:
-            weights = arguments.get(self.weights)
-            if self.index is not None:
-                row = arguments[self.index] if self.index in arguments else getattr(module, self.index)
-                try:
-                    weights = weights[row]
-                except (TypeError, LookupError):  # the module's own forward will tell what is wrong
-                    return None
-        if isinstance(weights, list | tuple | nn.ParameterList) and isinstance(x, Tensor) and len(weights) == count:
-            scalars = [w if isinstance(w, Tensor) else x.new_tensor(w) for w in weights]
-            if any(scalar.numel() != 1 for scalar in scalars):
+        weights = self.weights(module, arguments) if callable(self.weights) else arguments.get(self.weights)
+        if not callable(self.weights) and self.index is not None:
+            row = arguments[self.index] if self.index in arguments else _attribute(self, module, self.index)
+            try:
+                weights = weights[row]
+            except (TypeError, LookupError):  # the module's own forward will tell what is wrong
                 return None
-            weights = torch.stack([scalar.reshape(()) for scalar in scalars])
+        if not isinstance(x, Tensor):
+            return None
+        if isinstance(weights, list | tuple | nn.ParameterList):
+            weights = _row(weights, x)
         is_row = isinstance(weights, Tensor) and weights.shape == (count,) and weights.is_floating_point()
-        return (x, weights) if is_row and isinstance(x, Tensor) else None
+        return (x, weights) if is_row else None
+
+
+def _attribute(form: Form, module: nn.Module, name: str) -> Any:
+    if not hasattr(module, name):
+        raise InputError(f"{type(module).__name__} has no attribute '{name}', which {form} names")
+    return getattr(module, name)
+
+
+def _row(scalars: Sequence[Any], x: Tensor) -> Tensor | None:
+    """Scalars, tensors or numbers, as one tensor; None where they are none."""
+    tensors = [w if isinstance(w, Tensor) else x.new_tensor(w) for w in scalars]
+    if any(tensor.numel() != 1 for tensor in tensors):
+        return None
+    return torch.stack([tensor.reshape(()) for tensor in tensors])
 
 
 def register_form(cls: type[nn.Module], form: Form) -> None:
     """Teach :func:`srnas_fast.accelerate` where a class of mixed operations has its candidates and weights.
 
     What is taught is tried first and is not trusted either: a module is replaced only where both versions agree.
-    A later call for the same class replaces what was taught before; subclasses are not meant.
+    A later call for the same class replaces what was taught before; its subclasses are not affected.
 
     Args:
         cls: the exact class.
@@ -157,5 +169,5 @@ def is_registered(cls: type[nn.Module]) -> bool:
 
 
 def _numbers(module: nn.Module) -> list[str]:
-    """The attributes that may pick a row: whole numbers from 0 up."""
-    return [name for name, value in vars(module).items() if type(value) is int and value >= 0]
+    """The attributes that may pick a row: whole numbers from 0 up, as few as a cell has edges."""
+    return [name for name, value in vars(module).items() if type(value) is int and 0 <= value < 1000]

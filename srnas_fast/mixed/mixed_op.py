@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from srnas_fast.errors import InputError
 from srnas_fast.mixed.mixed_sum import MixedSum
@@ -13,6 +12,7 @@ from srnas_fast.mixed.opaque import Opaque, places_of
 from srnas_fast.mixed.partial import first_channels
 from srnas_fast.mixed.plain import PlainMixedOp
 from srnas_fast.mixed.plan import Plan, describe, plan
+from srnas_fast.primitives.direct import has_values
 
 
 class MixedOp(PlainMixedOp):
@@ -154,8 +154,7 @@ class MixedOp(PlainMixedOp):
 
 def _visible(weights: Tensor) -> bool:
     """Whether a look at the weights costs nothing: they are not on a GPU, which it would stall, and no mere shapes."""
-    plain = type(weights) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling()
-    return plain and weights.device.type == "cpu" and _get_current_dispatch_mode() is None
+    return weights.device.type == "cpu" and has_values(weights)
 
 
 def _check_edge_weight(edge_weight: Tensor) -> None:

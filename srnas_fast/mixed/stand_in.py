@@ -1,26 +1,50 @@
 """A foreign mixed operation that computes as ``MixedOp`` does: the same module, of a subclass of its class."""
 
 import copyreg
+from collections.abc import Iterator
 from functools import cache, wraps
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from srnas_fast.mixed.forms import Form, signature_of
 from srnas_fast.mixed.mixed_op import MixedOp
+from srnas_fast.primitives.direct import autocast_is_on, transforms_are_on
 
 _KEPT = "_srnas_fast_stand_in"  # where a module keeps its StandIn
+_OF_EVERY_MODULE = frozenset(vars(nn.Module())) | {_KEPT}
 
 
 class StandIn:
     """What takes the place of a module's forward: in which form it is called, and the mixed operation that runs.
 
     The mixed operation owns nothing: its candidates are looked up in the module at each call.
+
+    Args:
+        module: where it is to stand in.
+        form: how the module is called.
+        merge: as of ``MixedOp``.
+        one_type: whether the module was found to compute the same only where all numbers are of one type.
     """
 
-    def __init__(self, form: Form, merge: bool):
-        self.form, self.merge = form, merge
+    def __init__(self, module: nn.Module, form: Form, merge: bool, one_type: bool):
+        self.form, self.merge, self.one_type = form, merge, one_type
+        self.settings = settings_of(module, form)
         self.op: MixedOp | None = None
+
+    def call(self, module: nn.Module, given: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
+        """x and the weights of a call like those that were compared; None where it is another."""
+        if settings_of(module, self.form) != self.settings:
+            return None
+        read = self.form.read(module, given, len(self.form.candidates(module)))
+        if read is None:
+            return None
+        x, weights = read
+        # Images of odd size may be pooled in another way where they pass by.
+        odd = self.form.parts(module) > 1 and any(size % 2 for size in x.shape[2:])
+        mixed = self.one_type and (weights.dtype != x.dtype or autocast_is_on(x))
+        return None if odd or mixed else read
 
     def mixed_op(self, module: nn.Module) -> MixedOp:
         """The mixed operation over the candidates that the module has now."""
@@ -39,10 +63,10 @@ class StandIn:
         return self.__dict__ | {"op": None}  # made anew where it is loaded
 
 
-def install(module: nn.Module, form: Form, merge: bool) -> None:
-    """Let ``module`` compute as ``MixedOp`` wherever it is called in the form; other calls run its own forward."""
+def install(module: nn.Module, form: Form, merge: bool, one_type: bool) -> None:
+    """Let ``module`` compute as ``MixedOp`` wherever it is called as the form says; else its own forward runs."""
     # Past nn.Module's own __setattr__, and no submodule: the state_dict stays what it is.
-    module.__dict__[_KEPT] = StandIn(form, merge)
+    module.__dict__[_KEPT] = StandIn(module, form, merge, one_type)
     module.__class__ = _subclass(type(module))
 
 
@@ -57,33 +81,57 @@ def stand_in_of(module: nn.Module) -> StandIn | None:
     return module.__dict__.get(_KEPT)
 
 
+def around(module: nn.Module, form: Form) -> Iterator[tuple[str, nn.Module]]:
+    """The module and what it holds besides its candidates, such as a pooling, with their paths."""
+    inside = {part for candidate in form.candidates(module) for part in candidate.modules()}
+    return ((path, part) for path, part in module.named_modules() if part not in inside)
+
+
+def settings_of(module: nn.Module, form: Form) -> dict[tuple[str, str], Any]:
+    """The plain values among the attributes of a module and of what is around its candidates.
+
+    They decide what its forward does: where one has changed, what was compared no longer counts.
+    """
+    return {
+        (path, name): list(value) if type(value) is list else value
+        for path, part in around(module, form)
+        for name, value in vars(part).items()
+        if name not in _OF_EVERY_MODULE and name != form.index and is_plain(value)
+    }
+
+
+def is_plain(value: Any) -> bool:
+    """Whether it is a number, a word or None, or a list or tuple of these."""
+    if type(value) in (list, tuple):
+        return all(map(is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
+
+
 @cache
 def _subclass(cls: type[nn.Module]) -> type[nn.Module]:
     """The class with a forward that asks the module's StandIn first."""
-    signature = signature_of(cls)
+    signature, own = signature_of(cls), cls.forward
     defaults = {name: p.default for name, p in signature.parameters.items() if p.default is not p.empty}
 
     @torch.compiler.disable  # a graph break, like the autograd function inside
-    @wraps(cls.forward)
+    @wraps(own)
     def forward(self, *args, **kwargs):
-        own = super(subclass, self).forward
-        if getattr(self, "_is_replica", False):  # of nn.DataParallel: its parameters are no parameters
-            return own(*args, **kwargs)
         stand_in = stand_in_of(self)
-        form = stand_in.form
+        if stand_in is None or cls.forward is not own or not _serves(self):
+            return cls.forward(self, *args, **kwargs)
         given = signature.bind(*args, **kwargs).arguments
-        known = given if callable(form.weights) else (form.x, form.weights, form.index)
-        op = stand_in.mixed_op(self)
+        known = stand_in.form.arguments(given)
         call = None
-        if all(name in known or value is defaults.get(name) for name, value in given.items()):
-            call = form.read(self, defaults | given, len(op.ops))
-        return own(*args, **kwargs) if call is None else op(*call)
+        if all(name in known or _equal(value, defaults.get(name)) for name, value in given.items()):
+            call = stand_in.call(self, defaults | given)
+        return cls.forward(self, *args, **kwargs) if call is None else stand_in.mixed_op(self)(*call)
 
     def __reduce_ex__(self, protocol):
-        make, args, *rest = super(subclass, self).__reduce_ex__(protocol)
-        if make is not copyreg.__newobj__:  # the class makes copies in its own way
-            return make, args, *rest
-        return _new, (cls, *args[1:]), *rest
+        make, args, *rest = super(subclass, self).__reduce_ex__(max(protocol, 2))
+        if make is copyreg.__newobj__:
+            return _new, (cls, *args[1:]), *rest
+        # The class makes copies in its own way, and they compute in its own way.
+        return cls if make is subclass else make, args, *rest
 
     subclass = type(
         cls.__name__,
@@ -102,3 +150,14 @@ def _subclass(cls: type[nn.Module]) -> type[nn.Module]:
 def _new(cls: type[nn.Module], *args) -> nn.Module:
     """An empty module of the subclass, which a copy or an unpickled module is filled into."""
     return copyreg.__newobj__(_subclass(cls), *args)
+
+
+def _serves(module: nn.Module) -> bool:
+    """Whether an autograd function can do what is asked for, with a module that owns its parameters."""
+    replica = getattr(module, "_is_replica", False)  # of nn.DataParallel, which owns none
+    return not (replica or torch.jit.is_tracing() or transforms_are_on())
+
+
+def _equal(value: Any, default: Any) -> bool:
+    """Whether an argument is its default."""
+    return value is default or (type(value) is type(default) and is_plain(value) and value == default)
