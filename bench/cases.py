@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -14,15 +15,15 @@ from srnas_fast.spaces import SPACES, find_space
 from srnas_fast.spaces.hinas.operations import CANDIDATES, Zero
 
 
-def convolution(channels: int, size: int, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
-    """Without bias; keeps height and width."""
+def convolution(channels: int, size: int, dilation: int = 1, groups: int = 1, stride: int = 1) -> nn.Conv2d:
+    """Without bias; keeps height and width, but for its stride."""
     padding = dilation * (size // 2)
-    return nn.Conv2d(channels, channels, size, padding=padding, dilation=dilation, groups=groups, bias=False)
+    return nn.Conv2d(channels, channels, size, stride, padding, dilation, groups, bias=False)
 
 
-def half(channels: int, size: int, dilation: int = 1) -> list[nn.Module]:
+def half(channels: int, size: int, dilation: int = 1, stride: int = 1) -> list[nn.Module]:
     """ReLU - depthwise - pointwise: once for a dilated convolution, twice for a separable one."""
-    return [nn.ReLU(), convolution(channels, size, dilation, groups=channels), convolution(channels, 1)]
+    return [nn.ReLU(), convolution(channels, size, dilation, channels, stride), convolution(channels, 1)]
 
 
 def hinas(channels: int) -> list[nn.Module]:
@@ -38,23 +39,36 @@ def dlsr(channels: int) -> list[nn.Module]:
     return plain + separable + dilated
 
 
-def pc_darts(channels: int) -> list[nn.Module]:
-    """The eight candidates of DARTS at stride 1: none, two pools, skip, separable and dilated convolutions."""
+class FactorizedReduce(nn.Module):
+    """The skip connection of DARTS at stride 2: of the even and of the odd pixels half of the channels each."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.even, self.odd = (nn.Conv2d(channels, channels // 2, 1, stride=2, bias=False) for _ in range(2))
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+
+    def forward(self, x):
+        x = x.relu()
+        return self.norm(torch.cat([self.even(x), self.odd(x[:, :, 1:, 1:])], 1))
+
+
+def pc_darts(channels: int, stride: int = 1) -> list[nn.Module]:
+    """The eight candidates of DARTS: none, two pools, skip, separable and dilated convolutions."""
 
     def norm() -> nn.Module:
         return nn.BatchNorm2d(channels, affine=False)
 
     def separable(size: int) -> nn.Module:
-        return nn.Sequential(*half(channels, size), norm(), *half(channels, size), norm())
+        return nn.Sequential(*half(channels, size, stride=stride), norm(), *half(channels, size), norm())
 
     def dilated(size: int) -> nn.Module:
-        return nn.Sequential(*half(channels, size, dilation=2), norm())
+        return nn.Sequential(*half(channels, size, dilation=2, stride=stride), norm())
 
-    pools = [nn.MaxPool2d(3, 1, 1), nn.AvgPool2d(3, 1, 1, count_include_pad=False)]
+    pools = [nn.MaxPool2d(3, stride, 1), nn.AvgPool2d(3, stride, 1, count_include_pad=False)]
     return [
-        Zero(),
+        Zero(stride),
         *(nn.Sequential(pool, norm()) for pool in pools),
-        nn.Identity(),
+        nn.Identity() if stride == 1 else FactorizedReduce(channels),
         *(separable(size) for size in (3, 5)),
         *(dilated(size) for size in (3, 5)),
     ]
@@ -62,10 +76,15 @@ def pc_darts(channels: int) -> list[nn.Module]:
 
 @dataclass(frozen=True)
 class Mixed:
-    """A mixed operation: its candidates, made from the number of channels, and the shape of its input."""
+    """A mixed operation: its candidates, made from the number of channels that they see, and the shape of its input.
+
+    The candidates see the first ``1 / partial`` of the channels, and keep every ``stride``-th row and column.
+    """
 
     candidates: Callable[[int], list[nn.Module]]
     shape: tuple[int, int, int, int]
+    partial: int = 1
+    stride: int = 1
 
 
 @dataclass(frozen=True)
@@ -83,6 +102,8 @@ MIXED = {
     "dlsr": Mixed(dlsr, (4, 48, 48, 48)),
     "dlsr-32": Mixed(dlsr, (64, 48, 32, 32)),
     "pc-darts": Mixed(pc_darts, (64, 16, 32, 32)),
+    "pc-darts-partial": Mixed(pc_darts, (64, 64, 32, 32), partial=4),
+    "pc-darts-partial-reduce": Mixed(partial(pc_darts, stride=2), (64, 64, 32, 32), partial=4, stride=2),
 }
 DEPTHWISE = {
     "multi-depthwise/7x7": Depthwise(7, 1, (4, 48, 48, 48)),
@@ -99,10 +120,13 @@ def chosen(given: list[str] | None, known: list[str]) -> list[str]:
     return [name for name in known if name != "dlsr-32" or torch.cuda.is_available()]
 
 
-def search_step(name: str, mixed_op: Callable[..., nn.Module]) -> tuple[Callable[[], None], Callable[[], int]]:
+def search_step(
+    name: str, mixed_op: Callable[..., nn.Module], batch: int | None = None
+) -> tuple[nn.Module, Callable[[], None], Callable[[], int]]:
     """One search step of a space's paper supernet (architecture update, weight update), and what its graph holds.
 
-    Returns the step, and a function that runs the weight step's forward pass and returns the bytes then held.
+    Returns the supernet, the step, and a function that runs the weight step's forward pass and returns the bytes then
+    held. Default of the batch: the paper's.
     """
     torch.manual_seed(0)
     space = find_space(name)
@@ -110,7 +134,7 @@ def search_step(name: str, mixed_op: Callable[..., nn.Module]) -> tuple[Callable
     fabric = RunConfig().fabric()
     supernet = space.supernet(space.supernet_config(), mixed_op)
     search = Bilevel(fabric, supernet, space.loss(), BilevelConfig())
-    clean = torch.rand(data.batch, 1, data.patch, data.patch)
+    clean = torch.rand(batch or data.batch, 1, data.patch, data.patch)
     noisy = clean + 0.2 * torch.randn_like(clean)
 
     def step() -> None:
@@ -123,4 +147,4 @@ def search_step(name: str, mixed_op: Callable[..., nn.Module]) -> tuple[Callable
             y = supernet(x)  # noqa: F841 it is what holds the graph
             return graph.held()
 
-    return step, held
+    return supernet, step, held

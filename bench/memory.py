@@ -143,7 +143,7 @@ def resident(case: Mixed, peer: str, layout: str, unit: int) -> Row:
 
 def measure_step(name: str, peer: str) -> Row:
     """Bytes held by the weight step's graph, and the peak of the whole step."""
-    step, held = search_step(name, PEERS[peer])
+    _, step, held = search_step(name, PEERS[peer])
     step()  # the optimisers' states exist from now on: they are no part of a step's peak
     with LiveMemory() as memory:
         step()

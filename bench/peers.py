@@ -1,5 +1,6 @@
 """Who is measured: the ways to compute a mixed operation, ours among them, each in two memory layouts."""
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -24,16 +25,16 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 class CheckpointedMixedOp(PlainMixedOp):
     """The peer that users reach for: torch.utils.checkpoint around each candidate."""
 
-    def forward(self, x, weights, support=None):
+    def mixed(self, x, weights, support):
         return sum(w * checkpoint(op, x, use_reentrant=False) for w, op in zip(weights, self.ops, strict=True))
 
 
-def compiled(ops: Iterable[nn.Module]) -> nn.Module:
+def compiled(ops: Iterable[nn.Module], **settings) -> nn.Module:
     """``torch.compile`` of the plain sum, for exactly the shapes it meets."""
-    return torch.compile(PlainMixedOp(ops), dynamic=False)
+    return torch.compile(PlainMixedOp(ops, **settings), dynamic=False)
 
 
-def compiled_on_budget(ops: Iterable[nn.Module]) -> nn.Module:
+def compiled_on_budget(ops: Iterable[nn.Module], **settings) -> nn.Module:
     """``torch.compile`` of the plain sum that may keep only ``BUDGET`` of its activations.
 
     The budget is a global setting which is no part of the compiled code's key: so it is set just while this peer
@@ -46,10 +47,10 @@ def compiled_on_budget(ops: Iterable[nn.Module]) -> nn.Module:
         with torch._functorch.config.patch(activation_memory_budget=BUDGET):
             return compile_fx(graph, inputs)
 
-    return torch.compile(PlainMixedOp(ops), dynamic=False, backend=backend)
+    return torch.compile(PlainMixedOp(ops, **settings), dynamic=False, backend=backend)
 
 
-PEERS: dict[str, Callable[[Iterable[nn.Module]], nn.Module]] = {
+PEERS: dict[str, Callable[..., nn.Module]] = {
     "eager": PlainMixedOp,
     "checkpoint": CheckpointedMixedOp,
     "compile": compiled,
@@ -62,11 +63,18 @@ STEP_PEERS = [peer for peer in PEERS if peer not in COMPILED]
 STEP_LAYOUT = next(name for name, layout in LAYOUTS.items() if layout is memory_format(DEVICE))  # the search's choice
 
 
+def now() -> float:
+    """Milliseconds, once the device has done what it was given."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return 1000 * time.perf_counter()
+
+
 @dataclass
 class Job:
     """One peer at work on one case: a forward pass from ``x``, a backward pass from ``dy`` to all ``inputs``."""
 
-    forward: Callable[[], Tensor]
+    forward: Callable[..., Tensor]  # of a support, if the job is a mixed operation
     x: Tensor
     inputs: list[Tensor]
     dy: Tensor
@@ -86,13 +94,15 @@ def mixed_job(case: Mixed, peer: str, layout: str, dtype: torch.dtype = torch.fl
     """The same numbers for every peer, layout and type; the gradients of x, of the weights and of all parameters."""
     torch.manual_seed(0)
     place = {"device": DEVICE, "dtype": dtype}
-    ops = nn.ModuleList(case.candidates(case.shape[1]))
+    n, c, h, w = case.shape
+    ops = nn.ModuleList(case.candidates(c // case.partial))
     weights = (0.3 * torch.randn(len(ops))).softmax(0).to(**place).requires_grad_()
     ops.to(**place, memory_format=LAYOUTS[layout])
-    x, dy = (torch.empty(case.shape, **place, memory_format=LAYOUTS[layout]) for _ in range(2))
+    sizes = case.shape, (n, c, -(-h // case.stride), -(-w // case.stride))
+    x, dy = (torch.empty(size, **place, memory_format=LAYOUTS[layout]) for size in sizes)
     x.requires_grad_()
-    op = PEERS[peer](ops)
-    job = Job(lambda: op(x, weights), x, [x, weights, *ops.parameters()], dy)
+    op = PEERS[peer](ops, partial=case.partial)
+    job = Job(lambda *support: op(x, weights, *support), x, [x, weights, *ops.parameters()], dy)
     job.draw(0)
     return job
 

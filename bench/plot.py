@@ -1,7 +1,7 @@
-"""Bar charts of the newest rows of each case, peer and layout: python bench/plot.py
+"""Charts of the newest rows of each case, peer and layout: python bench/plot.py
 
-Reads bench/results/memory.csv and speed.csv, writes a .png beside each. Only what was measured on one device with one
-number of threads stands in one picture: those of the file's last row.
+Reads bench/results/memory.csv, speed.csv and sparsity.csv, writes a .png beside each. Only what was measured on one
+device with one number of threads stands in one picture: those of the file's last row.
 """
 
 from pathlib import Path
@@ -12,17 +12,31 @@ from matplotlib.figure import Figure
 from cases import DEPTHWISE, MIXED, STEPS
 from peers import LAYOUTS, PEERS
 from rows import RESULTS, read
+from sparsity import ITSELF
 from srnas_fast.report.colours import COLOURS
 
 Rows = list[dict[str, str]]
 OURS, OTHERS, PALE = COLOURS[1], COLOURS[6], 0.35
+SPARSE_PANELS = [  # case, what goes up, what the axis says
+    ("sparsity/dlsr", "of faster eager", "step, of eager's with all alive"),
+    ("sparsity/hinas-denoise", "of faster eager", "step, of eager's with all alive"),
+    ("sparsity/hinas-denoise", "held, MiB", "held between forward and backward, MiB"),
+    ("simplex", "step, ms", "forward and backward of the map, ms"),
+]
+
+
+def comparable(rows: Rows) -> Rows:
+    """Those measured where the last one was."""
+    return [row for row in rows if all(row[name] == rows[-1][name] for name in ("device", "threads"))]
 
 
 def newest(rows: Rows) -> dict[str, Rows]:
     """By case, the last measured row of each peer and layout, without those that failed."""
     cases, peers, layouts = [*MIXED, *DEPTHWISE, *STEPS], list(PEERS), list(LAYOUTS)
-    here = [row for row in rows if all(row[name] == rows[-1][name] for name in ("device", "threads"))]
-    last = {(cases.index(row["case"]), peers.index(row["peer"]), layouts.index(row["layout"])): row for row in here}
+    last = {
+        (cases.index(row["case"]), peers.index(row["peer"]), layouts.index(row["layout"])): row
+        for row in comparable(rows)
+    }
     found: dict[str, Rows] = {}
     for _, row in sorted(last.items()):
         if row.get("peak, MiB") or row.get("total, ms"):
@@ -79,9 +93,41 @@ def draw(file: Path, title: str, panel) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid:  # a place that no case took
         axes.set_axis_off()
+    save(figure, file, title, [row for rows in cases.values() for row in rows])
+
+
+def draw_sparsity(file: Path) -> None:
+    """Lines over the share of the candidates that are alive, one for each peer and layout."""
+    rows = comparable(read(file))
+    figure = Figure((11, 8), layout="constrained")
+    for axes, (case, what, label) in zip(figure.subplots(2, 2).flat, SPARSE_PANELS, strict=True):
+        newest = {(row["peer"], row["layout"], row["weights"]): row for row in rows if row["case"] == case}
+        for peer, layout in dict.fromkeys(key[:2] for key in newest):
+            line = [row for key, row in newest.items() if key[:2] == (peer, layout)]
+            points = sorted((float(row["live"]), float(row[what])) for row in line)
+            colour = OURS if peer.startswith("srnas_fast") else OTHERS
+            style = "--" if layout == "channels_last" or peer == ITSELF else "-"
+            axes.plot(
+                *zip(*points, strict=True), style, color=colour, marker=".", label=f"{peer}, {layout}".rstrip(", ")
+            )
+        axes.set_title(case, fontsize=10)
+        axes.set_xlabel("share of the candidates that are alive", fontsize=8)
+        axes.set_ylabel(label, fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.set_xlim(0, 1.02)
+        if case == "simplex":
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(0)
+        axes.legend(fontsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    save(figure, file, "What is left to compute and to hold where few candidates are alive", rows)
+
+
+def save(figure: Figure, file: Path, title: str, rows: Rows) -> None:
+    """Beside the figures' file, under a title that says where they were measured."""
     [device], [threads], versions, commits = (
-        sorted({row[name] for rows in cases.values() for row in rows})
-        for name in ("device", "threads", "torch", "commit")
+        sorted({row[name] for row in rows}) for name in ("device", "threads", "torch", "commit")
     )
     machine = f"{device}, {threads} threads, torch {', '.join(versions)}, commit {', '.join(commits)}"
     figure.suptitle(f"{title}\n{machine}", fontsize=11)
@@ -92,6 +138,7 @@ def draw(file: Path, title: str, panel) -> None:
 def main() -> None:
     draw(RESULTS / "memory.csv", "Memory: held between forward and backward (strong) / peak (pale)", memory_panel)
     draw(RESULTS / "speed.csv", "Time: forward (pale) and backward (strong)", speed_panel)
+    draw_sparsity(RESULTS / "sparsity.csv")
 
 
 if __name__ == "__main__":

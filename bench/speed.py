@@ -2,12 +2,12 @@
 
 One table per case, all peers in one run and in alternation (A B C A B C ...), medians, p20 and p80 of the total;
 appended to bench/results/speed.csv. The last columns are the total as a multiple of eager's in its faster layout and
-in NCHW. Of `multi-depthwise` the backward pass alone is timed; of a search step, the step.
+in NCHW. Of `multi-depthwise` the backward pass alone is timed; of a search step, the step. The cases `sparsity` and
+`simplex`: see bench/sparsity.py.
 """
 
 import argparse
 import gc
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -15,21 +15,16 @@ import numpy as np
 import torch
 
 from cases import DEPTHWISE, MIXED, STEPS, Depthwise, Mixed, chosen, search_step
-from peers import DEVICE, LAYOUTS, PEERS, STEP_LAYOUT, STEP_PEERS, depthwise_job, mixed_job, reason
+from peers import LAYOUTS, PEERS, STEP_LAYOUT, STEP_PEERS, depthwise_job, mixed_job, now, reason
 from rows import RESULTS, Row, report, where
+from sparsity import FIGURES as SPARSITY_FIGURES
+from sparsity import SPARSITY, rows_of
 
 FIGURES = ["forward, ms", "backward, ms", "total, ms", "p20, ms", "p80, ms", "of faster eager", "of eager NCHW"]
 WARM = 2  # passes before the clock counts; the first one compiles
 
 Key = tuple[str, str]  # peer, layout
 Work = Callable[[], dict[str, float]]  # does it once, returns the milliseconds of its parts
-
-
-def now() -> float:
-    """Milliseconds, once the device has done what it was given."""
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    return 1000 * time.perf_counter()
 
 
 def mixed(case: Mixed, peer: str, layout: str) -> Work:
@@ -58,7 +53,7 @@ def depthwise(case: Depthwise, peer: str, layout: str) -> Work:
 
 
 def search(name: str, peer: str) -> Work:
-    step, _ = search_step(name, PEERS[peer])
+    _, step, _ = search_step(name, PEERS[peer])
 
     def work() -> dict[str, float]:
         begun = now()
@@ -129,14 +124,18 @@ def makers_of(case: str, peers: list[str]) -> tuple[str, dict[Key, Callable[[], 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cases = [*MIXED, *DEPTHWISE, *STEPS]
-    groups = dict.fromkeys([*cases, *(name.split("/")[0] for name in DEPTHWISE)])
+    cases = [*MIXED, *DEPTHWISE, *STEPS, *SPARSITY]
+    groups = dict.fromkeys([*cases, *(name.split("/")[0] for name in cases)])
     parser.add_argument("--case", choices=groups, action="append", help="again for more; default: all")
     parser.add_argument("--peer", choices=PEERS, action="append", help="again for more; default: all")
-    parser.add_argument("--rounds", type=int, help="default: 15, of search steps 3")
+    parser.add_argument("--rounds", type=int, help="default: 15, of search steps 3, of sparsity/dlsr 5")
     arguments = parser.parse_args()
     peers, place = arguments.peer or list(PEERS), where()
     for case in chosen(arguments.case, cases):
+        if case in SPARSITY:
+            what, rows = rows_of(case, peers, arguments.rounds)
+            report(case, what, rows, SPARSITY_FIGURES, place, RESULTS / "sparsity.csv")
+            continue
         what, makers = makers_of(case, peers)
         rounds = arguments.rounds or (3 if case in STEPS else 15)
         rows = measure(makers, rounds)

@@ -150,11 +150,78 @@ result = [order, rows, real]
         assert all(row["total, ms"] > 0 for row in case)
 
 
+def test_sparse_steps_beside_full_ones():
+    result = bench("""
+from dataclasses import replace
+import cases, sparsity
+cases.MIXED["dlsr"] = replace(cases.MIXED["dlsr"], shape=(1, 2, 5, 6))
+sparsity.MOST_SETS = 2
+what, rows = sparsity.rows_of("sparsity/dlsr", ["srnas_fast", "compile", "eager"], 1)
+result = [what, rows, sparsity.supports(9)]
+""")
+    what, rows, supports = result
+    assert what == "forward and backward, 1 rounds"
+    assert {size: len(sets) for size, sets in supports.items()} == {"1": 9, "4": 126} | dict.fromkeys("235678", 2)
+    assert all(sum(alive) == int(size) and len(alive) == 9 for size, sets in supports.items() for alive in sets)
+    assert len({tuple(alive) for alive in supports["4"]}) == 126
+    keys = [(peer, layout) for peer in ("srnas_fast", "eager") for layout in ("NCHW", "channels_last")]
+    assert [(row["peer"], row["layout"]) for row in rows] == [key for key in keys for _ in range(9)]
+    assert [row["weights"] for row in rows] == [f"{size} of 9" for size in range(1, 10)] * 4
+    assert all(0 < row["of full"] < 3 and row["of faster eager"] > 0 for row in rows)
+    assert [row["of full"] for row in rows[8::9]] == 4 * [1]
+    for ours in (rows[:9], rows[9:18]):
+        assert ours[0]["of full"] < ours[-2]["of full"]  # the overhead, too, is that of the live ones
+    assert min(rows[26]["of faster eager"], rows[35]["of faster eager"]) == 1
+
+
+def test_sparse_search_steps():
+    result = bench("""
+from dataclasses import replace
+from functools import partial
+import cases, sparsity
+space = cases.find_space("hinas-denoise")
+small = partial(space.supernet_config, filters=2, layers=2, nodes=2)
+cases.find_space = lambda name: replace(space, supernet_config=small, data=partial(space.data, patch=16))
+sparsity.BATCH, sparsity.RADII = 1, (0.0, 1.0)
+result = sparsity.rows_of("sparsity/hinas-denoise", ["eager", "srnas_fast"], 1)[1]
+""")
+    assert [(row["peer"], row["weights"]) for row in result] == [
+        (peer, weights)
+        for peer in ("eager", "srnas_fast")
+        for weights in ("softmax", "sparsestmax, radius 0.0", "sparsestmax, radius 1.0")
+    ]
+    for full, sparse, single in (result[:3], result[3:]):
+        assert full["live"] == full["of full"] == 1 > sparse["live"] > single["live"] > 1 / 7
+        assert full["held, MiB"] > sparse["held, MiB"] > single["held, MiB"] > 0
+        assert min(row["step, ms"] for row in (full, sparse, single)) > 0
+    assert result[0]["of faster eager"] == 1
+    assert [row["live"] for row in result[:3]] == [row["live"] for row in result[3:]]
+    assert result[3]["held, MiB"] < 0.7 * result[0]["held, MiB"]
+
+
+def test_the_map_in_one_call_is_faster_than_row_by_row():
+    result = bench("""
+import torch, sparsity
+from srnas_fast.simplex import sparsestmax
+logits = torch.randn(20, 7, generator=torch.Generator().manual_seed(0)).double()
+errors = [(sparsity.published(row, radius) - sparsestmax(row, radius)).abs().max().item()
+          for row in logits for radius in (0.0, 0.4, 0.8, 1.0)]
+result = [len(errors), max(errors), sparsity.rows_of("simplex", ["eager", "srnas_fast"], 2)[1]]
+""")
+    count, error, rows = result
+    assert count == 80 and error < 1e-9
+    assert [row["peer"] for row in rows[::6]] == ["eager", "srnas_fast, row by row", "srnas_fast"]
+    assert [row["live"] for row in rows[:6]] == [row["live"] for row in rows[12:]]
+    for loop, rowwise, one in zip(rows[:6], rows[6:12], rows[12:], strict=True):
+        assert loop["of faster eager"] == 1 and one["of faster eager"] < 0.5
+        assert 3 * one["step, ms"] < rowwise["step, ms"]
+
+
 def test_rows_are_appended_read_and_drawn(tmp_path):
     shutil.copytree(BENCH / "results", tmp_path / "results", ignore=shutil.ignore_patterns("*.png"))
     result = bench(f"""
 from pathlib import Path
-import plot, rows, memory, speed
+import plot, rows, memory, speed, sparsity, sys
 plot.RESULTS = results = Path({str(tmp_path / "results")!r})
 place = rows.where()
 figures = {{name: 1.23456789 for name in memory.FIGURES}}
@@ -162,6 +229,11 @@ eager, ours = {{"peer": "eager", "layout": "NCHW"}}, {{"peer": "srnas_fast", "la
 rows.report("hinas", "tiny", [eager | figures, ours | {{"note": "failed"}}], memory.FIGURES, place,
             results / "memory.csv")
 rows.report("hinas", "tiny", [eager | {{"total, ms": 3.0}}], speed.FIGURES, place, results / "speed.csv")
+speed.RESULTS, sys.argv = results, ["speed.py", "--case", "simplex", "--rounds", "1"]
+speed.main()
+line = {{"weights": "4 of 9", "live": 4 / 9, "step, ms": 1.0, "of faster eager": 0.5, "held, MiB": 2.0}}
+for case in ("sparsity/dlsr", "sparsity/hinas-denoise"):
+    rows.report(case, "tiny", [eager | line], sparsity.FIGURES, place, results / "sparsity.csv")
 plot.main()
 try:
     rows.append(results / "speed.csv", ["other"], [])
@@ -174,7 +246,11 @@ except SystemExit as refused:
     with open(tmp_path / "results" / "memory.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows[-2]["peak, U"] == "1.23457" and rows[-1]["note"] == "failed" and rows[-1]["peak, U"] == ""
-    for name in ("memory", "speed"):
+    with open(tmp_path / "results" / "sparsity.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["case"] for row in rows[-20:]] == 18 * ["simplex"] + ["sparsity/dlsr", "sparsity/hinas-denoise"]
+    assert rows[-1]["weights"] == "4 of 9" and rows[-1]["p20, ms"] == ""
+    for name in ("memory", "speed", "sparsity"):
         picture = tmp_path / "results" / f"{name}.png"
         assert 10_000 < picture.stat().st_size < 300_000
 

@@ -31,6 +31,7 @@ CASES = [
     ((1, 2, 6, 7), 5, 9, 1),
     ((2, 1, 12, 18), 1, 5, 1),
     ((1, 24, 40, 33), 17, 3, 1),
+    ((1, 48, 19, 20), MOST_CHANNELS, 3, 1),
     ((1, MOST_CHANNELS + 1, 3, 4), 2, 3, 1),
 ]
 IDS = [f"{'x'.join(map(str, shape))}-{outputs}-{size}-{dilation}" for shape, outputs, size, dilation in CASES]
@@ -203,8 +204,11 @@ def test_no_images(backend):
 
 def test_serves(monkeypatch):
     x, kernel = torch.zeros(1, MOST_CHANNELS, 2, 2), torch.zeros(MOST_CHANNELS, MOST_CHANNELS, 3, 3)
-    assert serves(x, kernel) == (cpu_kernels(x) is not None)
-    assert not serves(x[:, :32].to(memory_format=torch.channels_last), kernel[:16, :32])
+    compiled = cpu_kernels(x) is not None
+    assert serves(x, kernel) == compiled
+    blocks = x[:, :32].to(memory_format=torch.channels_last)
+    assert not serves(blocks, kernel[:16, :32])
+    assert serves(blocks, kernel[:15, :32]) == serves(blocks, kernel[:16, :32, :1, :1]) == compiled
     assert not serves(x.half(), kernel.half())
     assert not serves(x, torch.zeros(MOST_CHANNELS + 1, MOST_CHANNELS, 3, 3))
     assert not serves(x.to("meta"), kernel.to("meta"))

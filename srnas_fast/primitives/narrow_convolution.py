@@ -1,9 +1,10 @@
 """Dense convolutions of few channels: forward, input and kernel gradients, and the forward pass with its moments.
 
 Dense convolutions are otherwise left to torch. Its oneDNN has its vectors run over channels, in blocks of 16 (AVX-512)
-or 8 lanes, so that 12 or 20 channels waste a quarter or more of them, and it is slow for NCHW. The search spaces here
-have such channel counts everywhere, and their dense candidates then take most of a search step. The compiled kernels
-let the vectors run over pixels instead, which wastes nothing whatever the channels are.
+or 8 lanes, so that 12 or 20 channels waste a quarter or more of them; NCHW it copies to such blocks and back, and a
+single tap gives it too little to do. The search spaces here have such convolutions everywhere, and their dense
+candidates then take most of a search step. The compiled kernels let the vectors run over pixels instead, which wastes
+nothing whatever the channels are.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from srnas_fast.primitives.images import (
 )
 from srnas_fast.primitives.weighted_sum import weighted_sum
 
-MOST_CHANNELS = 40  # of an input or output; with more, oneDNN's waste is small beside the rest
+MOST_CHANNELS = 64  # of an input or output; with more, oneDNN's waste is small beside the rest
 BLOCK = 16  # channels that oneDNN computes at once: where both counts are multiples, it wastes nothing
 
 
@@ -40,17 +41,20 @@ def narrow_convolution_reference(x: Tensor, kernel: Tensor, bias: Tensor | None 
 def serves(x: Tensor, kernel: Tensor) -> bool:
     """Whether the functions here run compiled kernels that are faster than torch's convolution for these tensors.
 
-    True for float32 and float64 on the CPU, where the compiled backend is there and there are at most 40 channels on
-    either side; but not for multiples of 16 on both sides in channels_last. Else they call torch's convolution.
+    True for float32 and float64 on the CPU, where the compiled backend is there and there are at most 64 channels on
+    either side; but not for kernels of several taps and multiples of 16 on both sides in channels_last. Else they call
+    torch's convolution.
 
-    Measured: how many times as fast as oneDNN it is, forward and both gradients together, in the worst of 3x3 with
-    dilation 1 and 2 and 5x5 with dilation 2; float32, 64 x 64 pixels, one thread of a Zen 5 with AVX-512, torch 2.13::
+    Measured: how many times as fast as oneDNN it is, forward and both gradients together, for 1x1 and in the worst of
+    3x3 and 5x5 with dilation 1 and 2 and 7x7; float32, 64 x 64 pixels, one thread of a Zen 5 with AVX-512, torch 2.13::
 
-        channels on both sides    4    8   10   12   16   20   24   28   32   36   40   48   64
-        channels_last           3.0  1.8  1.6  1.4  .95  1.4  1.2  1.1  .83  1.1  1.1  .91  .88
-        NCHW                     13  3.2  3.9  2.8  1.1  2.5  1.9  1.4  1.0  1.7  1.5  .94  .98
+        channels on both sides    4    8   12   16   20   24   28   32   36   40   44   48   52   56   60   64
+        channels_last, 1x1      3.4  3.8  2.0  1.7  1.9  1.9  2.2  1.8  2.0  2.0  2.1  2.0  2.0  2.1  2.2  2.0
+        channels_last           2.6  1.8  1.4  .98  1.5  1.3  1.1  .91  1.2  1.1  1.0  .92  1.2  1.1  1.0  .93
+        NCHW, 1x1               1.3  1.5  1.9  1.7  2.0  2.0  2.2  2.0  2.2  2.2  2.2  2.1  2.2  2.2  2.3  2.1
+        NCHW                    5.9  2.7  2.6  1.1  2.5  1.8  1.3  1.0  1.8  1.5  1.2  1.0  1.5  1.3  1.1  1.0
 
-    >>> serves(torch.ones(1, 2, 3, 3), torch.ones(64, 2, 3, 3))
+    >>> serves(torch.ones(1, 2, 3, 3), torch.ones(65, 2, 3, 3))
     False
     """
     return _compiled(x, kernel) is not None
@@ -58,10 +62,10 @@ def serves(x: Tensor, kernel: Tensor) -> bool:
 
 def _compiled(x: Tensor, kernel: Tensor, *others: Tensor):
     """The compiled kernels if they serve, else None."""
-    outputs, channels = kernel.shape[:2]
+    outputs, channels, size, _ = kernel.shape
     if max(outputs, channels) > MOST_CHANNELS:
         return None
-    if outputs % BLOCK == channels % BLOCK == 0 and dense_format(x) == torch.channels_last:
+    if size > 1 and outputs % BLOCK == channels % BLOCK == 0 and dense_format(x) == torch.channels_last:
         return None
     return cpu_kernels(x, kernel, *others)
 
