@@ -281,3 +281,15 @@ assert config.activation_memory_budget == before
     (error, held), (error_on_budget, held_on_budget) = result["compile"], result["compile-budget"]
     assert max(error, error_on_budget) < 1e-5
     assert 0 <= held_on_budget < held
+
+
+def test_supernets_of_others_before_and_after():
+    before, after = bench("""
+from functools import partial
+import drop_in
+drop_in.darts.Network = partial(drop_in.darts.Network, channels=8, layers=1, nodes=1)
+result = drop_in.rows_of("pc-darts", batch=2, rounds=1)
+""")
+    assert before["of eager"] == 1 and after["of eager"] > 0 and after["accelerate, s"] > 0
+    for what in ("mixed operations, MiB", "held, MiB", "peak, MiB"):
+        assert before[what] > after[what] > 0

@@ -270,9 +270,10 @@ def _seen(form: Form, seen: dict[str, Any], module: nn.Module, count: int) -> di
 
 
 def _smaller(image: _Image) -> list[_Image]:
-    """A small image of as many channels, which is tried first, and the image."""
-    small = (min(2, image.shape[0]), image.shape[1], *(min(16, size) for size in image.shape[2:]))
-    return list(dict.fromkeys((_Image(small, image.full), image)))
+    """A small image of as many channels, which is tried first, and the image; of either a few."""
+    few = (min(2, image.shape[0]), image.shape[1])
+    small = _Image((*few, *(min(16, size) for size in image.shape[2:])), image.full)
+    return list(dict.fromkeys((small, _Image((*few, *image.shape[2:]), image.full))))
 
 
 class _Call:
