@@ -77,10 +77,12 @@ def rows_of(case: str, batch: int, rounds: int) -> list[Row]:
     times = {peer: [] for peer in steps}
     gc.collect()
     gc.disable()
-    for _ in range(WARM + rounds):
-        for peer, step in steps.items():
-            times[peer].append(step.time())
-    gc.enable()
+    try:
+        for _ in range(WARM + rounds):
+            for peer, step in steps.items():
+                times[peer].append(step.time())
+    finally:
+        gc.enable()
     rows = []
     for (peer, step), held in zip(steps.items(), mixed, strict=True):
         middle, low, high = np.percentile(times[peer][WARM:], [50, 20, 80]).tolist()

@@ -26,7 +26,12 @@ class CheckpointedMixedOp(PlainMixedOp):
     """The peer that users reach for: torch.utils.checkpoint around each candidate."""
 
     def mixed(self, x, weights, support):
-        return sum(w * checkpoint(op, x, use_reentrant=False) for w, op in zip(weights, self.ops, strict=True))
+        live = support or [True] * len(self.ops)
+        return sum(
+            w * checkpoint(op, x, use_reentrant=False)
+            for w, op, alive in zip(weights, self.ops, live, strict=True)
+            if alive
+        )
 
 
 def compiled(ops: Iterable[nn.Module], **settings) -> nn.Module:

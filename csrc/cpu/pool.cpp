@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "channel_pieces.h"  // Lines
+#include "maximum.h"
 #include "parallel.h"
 #include "planes.h"
 
@@ -16,11 +17,6 @@ namespace {
 
 template <class T>
 constexpr T kLowest = -std::numeric_limits<T>::infinity();
-
-template <class T>
-inline bool beats(T value, T best) {
-    return (value > best) | (value != value);
-}
 
 struct Larger {
     template <class T>

@@ -5,7 +5,10 @@
 #include "shuffle_concat.h"
 
 #include <numeric>
+#include <type_traits>
+#include <vector>
 
+#include "maximum.h"
 #include "parallel.h"
 
 namespace srnas_fast {
@@ -39,11 +42,6 @@ struct Second {
     T* data;
     T& operator[](int64_t i) const { return data[2 * i]; }
 };
-
-template <class T>
-inline bool beats(T value, T best) {
-    return (value > best) | (value != value);
-}
 
 // ---- along a line of `count` elements
 

@@ -43,6 +43,11 @@ public:
     template <class T>
     void solve(const T* logits, double radius, bool as_published) {
         const T largest = *std::max_element(logits, logits + below_.size());
+        const bool broken = std::any_of(logits, logits + below_.size(), [](T z) { return std::isnan(z); });
+        if (broken || !std::isfinite(largest)) {  // nobody may have looked: then it shows in the result
+            std::fill(weights.begin(), weights.end(), NAN);
+            return;
+        }
         double choices = 0;
         for (size_t k = 0; k < below_.size(); ++k) {
             below_[k] = std::max(static_cast<double>(logits[k]) - static_cast<double>(largest), OUTSIDE);
@@ -83,6 +88,10 @@ public:
     // The gradient of the last solved row.
     template <class T>
     void backward(const T* dweights, T* dlogits) const {
+        if (std::isnan(weights[0])) {
+            std::fill(dlogits, dlogits + weights.size(), static_cast<T>(NAN));
+            return;
+        }
         const double distance = support_.span * support_.norm();
         const bool binds = distance < radius_, directed = binds && support_.span > 0;
         const double gain = binds ? std::max(1.0, radius_ / std::max(distance, FLOOR)) : 1;

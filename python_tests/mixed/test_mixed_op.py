@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.parallel import DistributedDataParallel
 
 from srnas_fast import MixedOp
@@ -613,6 +614,13 @@ def test_copies_of_data_parallel_run_the_plain_sum(replicated, partial):
     for found, expected in zip(*results, strict=True):
         found = torch.zeros_like(expected) if found is None else found  # of dead candidates
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_graph_of_it_can_be_made():
+    op, x, weights = MixedOp(fused()), torch.randn(2, 3, 8, 8), torch.rand(6)
+    with torch.no_grad():
+        graph = make_fx(lambda x, weights: op(x, weights))(x, weights)
+        torch.testing.assert_close(graph(x, weights), op(x, weights), rtol=1e-4, atol=1e-4)
 
 
 def test_fake_tensors_and_the_meta_device():

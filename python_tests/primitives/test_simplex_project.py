@@ -379,3 +379,16 @@ def test_where_there_are_no_numbers_none_are_looked_at():
     assert simplex_project(logits, 0.5).shape == (3, 4)
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert simplex_project(torch.ones(3, 4), 0.5).shape == (3, 4)
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.5, 1.0])
+def test_rows_that_nobody_looked_at_show_what_they_are(backend, radius):
+    """Inside a compiled graph no value is looked at: a broken row is NaN then, forward and backward."""
+    logits = torch.randn(6, 4)
+    logits[0, 0], logits[1, 3], logits[2, 1], logits[3] = torch.nan, torch.nan, torch.inf, -torch.inf
+    logits.requires_grad_()
+    torch.compiler.reset()
+    weights = torch.compile(lambda z: simplex_project(z, radius), backend="eager")(logits)
+    assert weights[:4].isnan().all() and torch.equal(weights[4:], simplex_project(logits[4:], radius))
+    (gradient,) = torch.autograd.grad(weights, logits, torch.randn(6, 4))
+    assert gradient[:4].isnan().all() and gradient[4:].isfinite().all()

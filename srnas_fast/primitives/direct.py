@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode  # it has no public home
+from torch._subclasses.fake_tensor import FakeTensorMode  # these two have no public home
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 # Private to torch, so looked for: without it every call takes the ordinary way.
@@ -26,7 +27,7 @@ def has_values(tensor: torch.Tensor) -> bool:
     return not (
         type(tensor) not in (torch.Tensor, torch.nn.Parameter)
         or tensor.is_meta
-        or isinstance(_get_current_dispatch_mode(), FakeTensorMode)
+        or isinstance(_get_current_dispatch_mode(), (FakeTensorMode, ProxyTorchDispatchMode))
         or _transforming()
         or torch.compiler.is_compiling()
     )

@@ -151,7 +151,7 @@ def _solve(logits: Tensor, radius: float | Tensor, as_published: bool) -> tuple[
         square = square + 1 / largest(spans) - 1 / choices
     radii = (square - (1 / count - 1 / choices)).clamp(min=0).sqrt()  # in the plane of the face
     slopes = torch.maximum(spans, radii / torch.where(spans > 0, norms, 1.0))
-    size = largest(slopes).long() - 1
+    size = (largest(slopes).long() - 1).clamp(min=0)
     m, span, mean, norm, slope, r = (
         t.gather(-1, size) for t in torch.broadcast_tensors(count, spans, means, norms, slopes, radii)
     )
@@ -164,6 +164,8 @@ def _solve(logits: Tensor, radius: float | Tensor, as_published: bool) -> tuple[
     weights = weights + torch.where(below == 0, lead * (m * first - 1), 0.0)
     bound = (1 - 1 / choices) * (1 - ROUNDING)
     weights = torch.where(square >= bound, first, weights.clamp(min=0)).to(logits.dtype)
+    # Nobody may have looked at the logits: then what is no row of them shows in the result.
+    weights = weights.masked_fill(~z.amax(-1, keepdim=True).isfinite(), torch.nan)
 
     alive = weights > 0
     distance = span * norm
@@ -205,7 +207,8 @@ def _backward_reference(dweights: Tensor, logits: Tensor, radius: Tensor, as_pub
     alive = weights > 0
     g = dweights.double().masked_fill(~alive, 0.0)
     g = (g - g.sum(-1, keepdim=True) / alive.sum(-1, keepdim=True)).masked_fill(~alive, 0.0)
-    return (gain * (g - n * (n * g).sum(-1, keepdim=True))).to(logits.dtype)
+    dlogits = gain * (g - n * (n * g).sum(-1, keepdim=True))
+    return dlogits.masked_fill(weights.isnan(), torch.nan).to(logits.dtype)
 
 
 @_simplex_project_backward.register_fake
