@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
-from srnas_fast.metrics.memory import LiveMemory
 from srnas_fast.mixed.forms import Form, forms_of, is_registered, required, signature_of
 from srnas_fast.mixed.stand_in import around, install, remove, stand_in_of
 
@@ -358,6 +357,8 @@ def _installed(module: nn.Module, form: Form, merge: bool) -> Iterator[None]:
 
 def _held(call: _Call, form: Form) -> float:
     """What the graph of a call keeps beside its arguments and its result, as a multiple of the image."""
+    from srnas_fast.metrics import LiveMemory  # not before it is needed: scikit-image comes with it
+
     with LiveMemory() as memory:
         y = call.run()
         return (memory.live - y.untyped_storage().nbytes()) / call.drawn[form.x].nbytes
