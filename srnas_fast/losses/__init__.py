@@ -1,6 +1,9 @@
-"""What a search and a training minimise: differentiable SSIM and the losses built on it."""
+"""What a search and a training minimise: the losses of images, and what an architecture would cost."""
 
+from srnas_fast.losses.complexity import ComplexityLoss
 from srnas_fast.losses.denoising import DenoisingLoss
+from srnas_fast.losses.hfen import hfen
 from srnas_fast.losses.ssim import log_ssim, ssim
+from srnas_fast.losses.super_resolution import SuperResolutionLoss
 
-__all__ = ["DenoisingLoss", "log_ssim", "ssim"]
+__all__ = ["ComplexityLoss", "DenoisingLoss", "SuperResolutionLoss", "hfen", "log_ssim", "ssim"]
