@@ -1,0 +1,128 @@
+"""What a DLSR search finds: the operations of the cell and each cell's inputs; how it is derived and stored."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from srnas_fast.errors import InputError
+from srnas_fast.files import replacing
+from srnas_fast.spaces.dlsr.layers import POSITIONS
+from srnas_fast.spaces.dlsr.operations import CANDIDATES
+
+INPUTS_PER_CELL = 2
+FIRST_JOIN = 3  # the first cell that has a choice of inputs: the second has one, the first the image's features
+
+
+@dataclass(frozen=True)
+class Genotype:
+    """A derived architecture.
+
+    Args:
+        operations: at the three positions of every cell.
+        inputs: for each cell from the third on the two earlier cells it reads, numbered from 1, in the order in which
+            its convolution takes them.
+
+    Raises:
+        InputError: not three known operations; no inputs; a cell that does not read two different earlier ones.
+
+    >>> print(Genotype(["conv_1x1", "sep_conv_7x7", "sep_conv_5x5"], [(1, 2), (2, 3)]))
+    conv1 sep7 sep5, B3(1,2) B4(2,3)
+    """
+
+    operations: list[str]
+    inputs: list[tuple[int, int]]
+
+    def __post_init__(self):
+        if len(self.operations) != POSITIONS or not set(self.operations) <= CANDIDATES.keys():
+            raise InputError(
+                f"the genotype's operations are {self.operations}; it needs {POSITIONS} of {', '.join(CANDIDATES)}"
+            )
+        if not self.inputs:
+            raise InputError(f"the genotype has no inputs; cells from the third on need {INPUTS_PER_CELL} each")
+        for cell, pair in enumerate(self.inputs, FIRST_JOIN):
+            if len({*pair}) != INPUTS_PER_CELL or len(pair) != INPUTS_PER_CELL or not {*pair} <= {*range(1, cell)}:
+                raise InputError(
+                    f"the inputs of cell {cell} of the genotype are {tuple(pair)}; it reads {INPUTS_PER_CELL} "
+                    f"different ones of the cells 1 to {cell - 1}"
+                )
+
+    @property
+    def cells(self) -> int:
+        """Cells of the network."""
+        return FIRST_JOIN - 1 + len(self.inputs)
+
+    def graph(self) -> list[tuple[str, list[tuple[str, str, str]]]]:
+        """The cell and the network as (title, edges) with edges (source, target, operation), for drawing."""
+        states = ["in", *(f"r{i + 1}" for i in range(POSITIONS))]
+        cell = list(zip(states, states[1:], self.operations, strict=False)) + [(s, "join", "") for s in states]
+        names = [f"cell {k + 1}" for k in range(self.cells)]
+        wires = [("head", names[0], ""), (names[0], names[1], "")]
+        wires += [(names[j - 1], names[k], "") for k, pair in enumerate(self.inputs, FIRST_JOIN - 1) for j in pair]
+        wires += [(name, "tail", "") for name in ["head", *names]]
+        return [("every cell", cell), ("network", wires)]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write it as JSON."""
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps({"space": "dlsr-x2"} | asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def from_dict(cls, data: dict) -> "Genotype":
+        """The genotype that ``save`` wrote, from its JSON data; raises InputError for anything else."""
+        try:
+            inputs = [tuple(int(source) for source in pair) for pair in data["inputs"]]
+            return cls([str(operation) for operation in data["operations"]], inputs)
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"this is no DLSR genotype, it lacks or spoils {error}") from None
+
+    def __str__(self) -> str:
+        operations = " ".join(name.replace("_conv_", "").replace("_", "").split("x")[0] for name in self.operations)
+        inputs = " ".join(f"B{cell}({a},{b})" for cell, (a, b) in enumerate(self.inputs, FIRST_JOIN))
+        return f"{operations}, {inputs}"
+
+
+# Those of the published checkpoints.
+BETA21 = Genotype(["conv_1x1", "sep_conv_7x7", "sep_conv_5x5"], [(1, 2), (2, 3), (2, 4), (4, 5)])
+BETA_PARA1 = Genotype(["sep_conv_3x3", "sep_conv_5x5", "sep_conv_5x5"], [(2, 1), (3, 2), (4, 3), (1, 3)])
+
+
+def derive(alpha: Tensor, beta: Tensor) -> Genotype:
+    """The discrete architecture: at each position the operation that weighs most, for each cell its two best inputs.
+
+    Args:
+        alpha: (3, candidates) weights.
+        beta: (cells - 2, cells - 1) weights; row i holds those of cell i + 3, of which it reads the first i + 2.
+
+    >>> alpha = torch.eye(9)[[0, 6, 5]]
+    >>> print(derive(alpha, torch.tensor([[0.5, 0.5, 0.0], [0.1, 0.6, 0.3]])))
+    conv1 sep7 sep5, B3(1,2) B4(2,3)
+    """
+    names = list(CANDIDATES)
+    inputs = []
+    for cell, row in enumerate(beta.tolist(), FIRST_JOIN):
+        best = sorted(range(1, cell), key=lambda j, row=row: -row[j - 1])[:INPUTS_PER_CELL]
+        inputs.append(tuple(sorted(best)))
+    return Genotype([names[k] for k in alpha.argmax(-1).tolist()], inputs)
+
+
+def random_genotype(cells: int, seed: int) -> Genotype:
+    """A genotype drawn uniformly: any operation at each position, any two inputs of each cell.
+
+    The peer that a search has to beat.
+
+    >>> random_genotype(6, seed=0) == random_genotype(6, seed=0)
+    True
+    """
+    generator = torch.Generator().manual_seed(seed)
+    names = list(CANDIDATES)
+    operations = [names[k] for k in torch.randint(len(names), (POSITIONS,), generator=generator).tolist()]
+    inputs = []
+    for cell in range(FIRST_JOIN, cells + 1):
+        order = torch.randperm(cell - 1, generator=generator)[:INPUTS_PER_CELL]
+        inputs.append(tuple((order + 1).sort().values.tolist()))
+    return Genotype(operations, inputs)

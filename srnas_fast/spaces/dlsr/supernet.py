@@ -1,0 +1,182 @@
+"""The DLSR supernet: every operation at every position, every earlier cell before every cell."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from srnas_fast.errors import InputError, require_whole
+from srnas_fast.metrics.candidates import candidate_costs
+from srnas_fast.mixed import MixedOp
+from srnas_fast.simplex import masked_softmax, sparsestmax
+from srnas_fast.spaces.dlsr.genotype import FIRST_JOIN, Genotype, derive
+from srnas_fast.spaces.dlsr.layers import POSITIONS, SCALES, Cell, Head, Join, Tail, act
+from srnas_fast.spaces.dlsr.operations import CANDIDATES
+
+MAPS = ("softmax", "sparsemax", "sparsestmax")
+
+
+@dataclass
+class SupernetConfig:
+    """The size of the supernet; the defaults are the paper's.
+
+    Args:
+        width: channels of the cells, from 4 up (paper: 48).
+        cells: cells, from 3 up (paper: 6).
+        scale: how many times larger the result is: 2, 3 or 4 (paper: 2).
+        weights: the map from logits to architecture weights: softmax, sparsemax or sparsestmax (paper: softmax). With
+            the sparse ones a candidate or input whose weight is zero is not run; with sparsestmax the search ends
+            with one of each.
+    """
+
+    width: int = 48
+    cells: int = 6
+    scale: int = 2
+    weights: str = "softmax"
+
+    def __post_init__(self):
+        require_whole(self, "supernet.", width=4, cells=FIRST_JOIN)
+        for field, known in (("scale", SCALES), ("weights", MAPS)):
+            if getattr(self, field) not in known:
+                raise InputError(f"supernet.{field} is {getattr(self, field)!r}; known: {', '.join(map(str, known))}")
+
+
+class Supernet(nn.Module):
+    """The supernet of DLSR.
+
+    All cells share their architecture weights. From the third on a cell reads all earlier ones, each multiplied with
+    its weight, joined by a 1x1 convolution.
+
+    Args:
+        config: its size.
+        mixed_op: what stands at the positions; :class:`srnas_fast.mixed.PlainMixedOp` gives the supernet as one would
+            write it in plain PyTorch, with the same ``state_dict``.
+
+    Shapes: images (N, 3, H, W), RGB on the [0, 1] scale, H and W from 15 up, in; (N, 3, scale * H, scale * W) out, not
+    clipped.
+    ``alpha``: (3, candidates) logits of the operations; ``beta``: (cells - 2, cells - 1) logits of the inputs, row i
+    those of cell i + 3, which has i + 2 of them: what stands behind is never read and stays 0.
+    ``radius``: that of sparsestmax, 0 at first; a search sets it before each step. The other maps have none.
+
+    With a sparse map, candidates and inputs of zero weight do not run. Output and gradients are those of a supernet
+    that runs them, exact zeros for their parameters included.
+
+    Raises:
+        InputError: images of another shape, or smaller.
+
+    Source: DLSR, arXiv 2105.03939.
+
+    >>> net = Supernet(SupernetConfig(width=4, cells=4))
+    >>> net.alpha.shape, net.beta.shape
+    (torch.Size([3, 9]), torch.Size([2, 3]))
+    >>> net(torch.rand(1, 3, 15, 20)).shape
+    torch.Size([1, 3, 30, 40])
+    """
+
+    def __init__(self, config: SupernetConfig, mixed_op: Callable[[Iterable[nn.Module]], nn.Module] = MixedOp):
+        super().__init__()
+        self.config, self.radius = config, 0.0
+        width, joins = config.width, range(FIRST_JOIN - 1, config.cells)  # how many cells each join reads
+
+        def mixed() -> nn.Module:
+            return mixed_op([make(width) for make in CANDIDATES.values()])
+
+        self.head = Head(width)
+        self.cells = nn.ModuleList(Cell([mixed() for _ in range(POSITIONS)], width) for _ in range(config.cells))
+        self.joins = nn.ModuleList(Join([width] * inputs, width) for inputs in joins)
+        self.tail = Tail(width, config.cells, config.scale)
+
+        legal = torch.tensor([[column < inputs for column in range(config.cells - 1)] for inputs in joins])
+        self.register_buffer("legal", legal, persistent=False)
+        self.alpha = nn.Parameter(1e-3 * torch.randn(POSITIONS, len(CANDIDATES)))
+        self.beta = nn.Parameter(1e-3 * torch.randn(legal.shape) * legal)
+
+    def architecture_parameters(self) -> list[nn.Parameter]:
+        """The logits that the search learns."""
+        return [self.alpha, self.beta]
+
+    def network_parameters(self) -> list[nn.Parameter]:
+        """All other parameters."""
+        architecture = {id(p) for p in self.architecture_parameters()}
+        return [p for p in self.parameters() if id(p) not in architecture]
+
+    def _weights(self) -> tuple[Tensor, Tensor, tuple[list[list[bool]], list[list[bool]]] | None]:
+        """alpha and beta as weights, what a row of beta does not have weighing exactly nothing; which are not zero.
+
+        The last a row of booleans for each row of alpha, and of beta; None where all are alive.
+        """
+        if self.config.weights == "softmax":
+            return self.alpha.softmax(dim=-1), masked_softmax(self.beta, self.legal), None
+        rows = [self.alpha, self.beta.masked_fill(~self.legal, -torch.inf)]
+        sizes = [each.shape[1] for each in rows]
+        logits = torch.cat([F.pad(each, (0, max(sizes) - each.shape[1]), value=-torch.inf) for each in rows])
+        radius = self.radius if self.config.weights == "sparsestmax" else 0.0
+        weights, support = sparsestmax(logits, radius, return_support=True)  # one call, and one transfer
+        alive = support.tolist()
+        alive = [row[: sizes[0]] for row in alive[:POSITIONS]], [row[: sizes[1]] for row in alive[POSITIONS:]]
+        return weights[:POSITIONS, : sizes[0]], weights[POSITIONS:, : sizes[1]], alive
+
+    def architecture_weights(self) -> dict[str, tuple[list[str], Tensor]]:
+        """For each group its column labels and its weights (rows, columns): a group for each position and each join."""
+        alpha, beta, _ = self._weights()
+        groups = {f"alpha, position {i + 1}": (list(CANDIDATES), row[None]) for i, row in enumerate(alpha)}
+        for cell, row in enumerate(beta, FIRST_JOIN):
+            groups[f"beta, cell {cell}"] = ([f"cell {j}" for j in range(1, cell)], row[None, : cell - 1])
+        return groups
+
+    def candidate_weights(self) -> Tensor:
+        """The weights of the operations, a row for each mixed one: (cells, 3, candidates)."""
+        alpha, _, _ = self._weights()
+        return alpha.expand(self.config.cells, -1, -1)
+
+    @staticmethod
+    def candidate_costs(config: SupernetConfig, by: str) -> list[int]:
+        """The cost of each candidate at that width: params, or madds for an input of 32 x 32 pixels.
+
+        >>> Supernet.candidate_costs(SupernetConfig(), "params")
+        [2304, 20736, 57600, 112896, 5472, 7008, 9312, 2736, 3504]
+        """
+        return candidate_costs([make(config.width) for make in CANDIDATES.values()], by, (1, config.width, 32, 32))
+
+    @torch.no_grad()
+    def sparsity(self) -> dict[str, float]:
+        """For the log: the share of the candidates and inputs that are alive, and the radius; of softmax nothing.
+
+        >>> Supernet(SupernetConfig(width=4, cells=3, weights="sparsestmax")).sparsity()
+        {'live': 1.0, 'radius': 0.0}
+        """
+        if self.config.weights == "softmax":
+            return {}
+        _, _, support = self._weights()
+        live = sum(sum(row) for rows in support for row in rows) / (self.alpha.numel() + int(self.legal.sum()))
+        return {"live": live} | ({"radius": self.radius} if self.config.weights == "sparsestmax" else {})
+
+    def forward(self, x: Tensor) -> Tensor:
+        alpha, beta, support = self._weights()
+        operations, inputs = support or ([None] * len(alpha), [None] * len(beta))
+        choices = list(zip(alpha, operations, strict=True))
+        first = self.head(x)
+        outputs: list[Tensor] = []
+        for k, cell in enumerate(self.cells):
+            join = k - FIRST_JOIN + 1
+            if join < 0:
+                read = outputs[-1] if outputs else first
+            else:
+                read = act(self.joins[join](outputs, beta[join], inputs[join]))
+            outputs.append(cell(read, choices))
+        return self.tail(first, outputs)
+
+    @torch.no_grad()
+    def genotype(self) -> Genotype:
+        """The discrete architecture: the operation of each position, and two inputs of each cell.
+
+        Equal weights of a sparse map, such as the zeros beside a single input, are told apart by the softmax of their
+        logits.
+        """
+        alpha, beta, support = self._weights()
+        if support:
+            alpha = alpha.double() + 1e-9 * self.alpha.double().softmax(-1)
+            beta = beta.double() + 1e-9 * masked_softmax(self.beta.double(), self.legal)
+        return derive(alpha, beta)
