@@ -28,8 +28,11 @@ REQUIRES = [
     # The only platforms with wheels; elsewhere the Triton backend is missing and `srnas-fast doctor` says so.
     "triton>=3.2; platform_system == 'Linux' and platform_machine in 'x86_64 aarch64'",
 ]
+# What `srnas-fast export RUN model.onnx` needs.
+ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
 # What .ci/run runs: tests, packaging tests (without build isolation), formatters and linters.
 TEST = [
+    *ONNX,
     "build>=1.2",
     "clang-format>=18",
     "entmax>=1.1",  # the sparsemax that ours is held to
@@ -54,7 +57,7 @@ setup(
     packages=find_packages(include=["srnas_fast", "srnas_fast.*"]),
     package_data={"srnas_fast": ["csrc/**"], "srnas_fast.kernels": ["*.md"]},
     install_requires=REQUIRES,
-    extras_require={"test": TEST, "dev": TEST},  # what CI checks is what a developer runs
+    extras_require={"onnx": ONNX, "test": TEST, "dev": TEST},  # what CI checks is what a developer runs
     entry_points={"console_scripts": ["srnas-fast = srnas_fast.cli:main"]},
     classifiers=[
         "Intended Audience :: Science/Research",

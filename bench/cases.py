@@ -6,7 +6,9 @@ from functools import partial
 
 import torch
 from torch import nn
+from torch.utils.data import default_collate
 
+from srnas_fast.losses import ComplexityLoss
 from srnas_fast.metrics import LiveMemory
 from srnas_fast.search import Bilevel, BilevelConfig, RunConfig
 from srnas_fast.search.bilevel import frozen
@@ -117,7 +119,7 @@ def chosen(given: list[str] | None, known: list[str]) -> list[str]:
     """The cases to run: those given, a group by its name before the slash; else all, bar what only a GPU is for."""
     if given:
         return [name for name in known if name in given or name.split("/")[0] in given]
-    return [name for name in known if name != "dlsr-32" or torch.cuda.is_available()]
+    return [name for name in known if name not in ("dlsr-32", "dlsr-x2") or torch.cuda.is_available()]
 
 
 def search_step(
@@ -130,19 +132,24 @@ def search_step(
     """
     torch.manual_seed(0)
     space = find_space(name)
-    data = space.data()
-    fabric = RunConfig().fabric()
-    supernet = space.supernet(space.supernet_config(), mixed_op)
-    search = Bilevel(fabric, supernet, space.loss(), BilevelConfig())
-    clean = torch.rand(batch or data.batch, 1, data.patch, data.patch)
-    noisy = clean + 0.2 * torch.randn_like(clean)
+    preset = space.search_preset("paper")
+    size, config = space.supernet_config(**preset["supernet"]), BilevelConfig(**preset["search"])
+    task, fabric = space.task(space.data(**preset["data"]), size), RunConfig().fabric()
+    supernet, penalty = space.supernet(size, mixed_op), None
+    if space.candidate_costs:
+        cost = ComplexityLoss(space.candidate_costs(size, "params"))
+        penalty = lambda: cost(supernet.candidate_weights())  # noqa: E731 as the search has it
+    search = Bilevel(fabric, supernet, space.loss(), config, penalty)
+    stream = task.stream(task.images("search")[0], 0, "weights")
+    given, target = default_collate([stream[n] for n in range(batch or task.data.batch)])
+    also = [(given, target)] if config.mixed_level else []
 
     def step() -> None:
-        search.architecture_step(noisy, clean)
-        search.weight_step(noisy, clean, epoch=0)
+        search.architecture_step(given, target, also)
+        search.weight_step(given, target, epoch=0)
 
     def held() -> int:
-        (x,) = to_device(fabric, noisy)
+        (x,) = to_device(fabric, given)
         with frozen(supernet.architecture_parameters()), LiveMemory() as graph:
             y = supernet(x)  # noqa: F841 it is what holds the graph
             return graph.held()

@@ -25,7 +25,7 @@ from srnas_fast.data import DenoisingData, photographs
 from srnas_fast.losses import DenoisingLoss
 from srnas_fast.search import BilevelConfig, RunConfig, search
 from srnas_fast.spaces.hinas import NetworkConfig, SupernetConfig
-from srnas_fast.train import TrainConfig, evaluate, restore, train
+from srnas_fast.train import TrainConfig, evaluate, export, restore, train
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = "search hinas-denoise --preset smoke --threads 1"
@@ -332,6 +332,7 @@ def test_help_explains_every_field_with_its_default(capsys, command):
     [
         ("evaluate", evaluate, {"runs": "RUN", "root": "--data.root", "nlm": "--no-nlm"}),
         ("restore", restore, {"run": "RUN", "images": "IN"}),
+        ("export", export, {"run": "RUN", "file": "FILE"}),
         ("demo", cli.demo, {}),
         ("doctor", cli.doctor, {}),
         ("random", cli.random, {"space": "SPACE"}),
@@ -345,9 +346,24 @@ def test_a_command_and_its_function_have_the_same_arguments(capsys, command, fun
 
 def test_search_and_train_take_the_groups_of_their_commands(house):
     made = cli._search_settings(["hinas-denoise"])
+    assert set(inspect.signature(search).parameters) - {"preset", "complexity"} == set(made)
+    made = cli._search_settings(["dlsr-x2"])
     assert set(inspect.signature(search).parameters) - {"preset"} == set(made)
     made = cli._train_settings(["s"])
     assert set(inspect.signature(train).parameters) - {"preset"} == set(made)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "root"),
+    [
+        (["--data.root", "my images", "a,b", "7"], ["my images", "a,b", "7"]),
+        (["--data.root=my images"], ["my images"]),
+        (["--data.root", "[a, b]"], ["a", "b"]),
+        ([], []),
+    ],
+)
+def test_several_roots_with_any_names(arguments, root):
+    assert cli._search_settings(["dlsr-x2", *arguments, "--seed", "1"])["data"].root == root
 
 
 def settings(*arguments):

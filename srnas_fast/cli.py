@@ -1,6 +1,7 @@
 """The commands: each reads its arguments and calls the function of the same name."""
 
 import argparse
+import json
 import os
 import sys
 import typing
@@ -165,19 +166,31 @@ def _run_train(argv: list[str]) -> None:
 
 def _run_evaluate(argv: list[str]) -> None:
     parser = _Parser(prog="srnas-fast evaluate", description="PSNR and SSIM of trained networks on test images.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a training, or its checkpoint.pt")
-    parser.add_argument("--data.root", dest="root", metavar="DIR", help="test images (default: photographs held out)")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=_NETWORK)
     parser.add_argument(
-        "--sigma",
-        nargs="+",
-        type=float,
-        default=(),
-        help="noise levels on the [0, 255] scale (default: the training's)",
+        "--data.root",
+        dest="root",
+        metavar="DIR",
+        help="test images; for super-resolution a folder that holds Set5, Set14, B100, Urban100 or Manga109, or images "
+        "(default: photographs held out)",
     )
     parser.add_argument("--out", metavar="DIR", help="also write evaluation.csv, costs.csv and comparison.png there")
-    parser.add_argument("--no-nlm", dest="nlm", action="store_false", help="leave out scikit-image's non-local means")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     _add_tile_and_device(parser)
+    noise = parser.add_argument_group("denoising networks")
+    noise.add_argument(
+        "--sigma", nargs="+", type=float, help="noise levels on the [0, 255] scale (default: the training's)"
+    )
+    noise.add_argument(
+        "--no-nlm", dest="nlm", action="store_false", default=None, help="leave out scikit-image's non-local means"
+    )
+    noise.add_argument("--seed", type=int, help="of the noise (default: 0)")
+    larger = parser.add_argument_group("super-resolution networks")
+    larger.add_argument(
+        "--border", type=int, metavar="PIXELS", help="left out at each side where images are compared (default: scale)"
+    )
+    larger.add_argument(
+        "--self_ensemble", action="store_true", default=None, help="mean of the image's eight symmetries (8x the time)"
+    )
     settings = vars(parser.parse_args(argv))
     from srnas_fast.train import evaluate
 
@@ -185,8 +198,8 @@ def _run_evaluate(argv: list[str]) -> None:
 
 
 def _run_restore(argv: list[str]) -> None:
-    parser = _Parser(prog="srnas-fast restore", description="Restore images with a trained network.")
-    parser.add_argument("run", metavar="RUN", help="folder of a training, or its checkpoint.pt")
+    parser = _Parser(prog="srnas-fast restore", description="Restore or enlarge images with a trained network.")
+    parser.add_argument("run", metavar="RUN", help=_NETWORK)
     parser.add_argument("images", nargs="+", metavar="IN", help="images, or folders of them")
     parser.add_argument("--out", metavar="DIR", default="restored", help="folder for the results (default: restored)")
     _add_tile_and_device(parser)
@@ -196,13 +209,25 @@ def _run_restore(argv: list[str]) -> None:
     restore(**settings)
 
 
+def _run_export(argv: list[str]) -> None:
+    parser = _Parser(prog="srnas-fast export", description="Write a trained network as ONNX or safetensors.")
+    parser.add_argument("run", metavar="RUN", help=_NETWORK)
+    parser.add_argument("file", metavar="FILE", help="to write: .onnx or .safetensors")
+    settings = vars(parser.parse_args(argv))
+    from srnas_fast.train import export
+
+    export(**settings)
+
+
+_NETWORK = "folder of a training, its checkpoint.pt, an exported .safetensors file, or DLSR's published .pt"
+
+
 def _add_tile_and_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tile",
         type=int,
-        default=512,
         metavar="PIXELS",
-        help="side of the tiles of large images; 0: none (default: 512)",
+        help="side of the tiles of large images; 0: none (default: 512; super-resolution: whole where memory allows)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
 
@@ -236,6 +261,7 @@ COMMANDS = {
     "train": Command("genotype -> trained network", _run_train),
     "evaluate": Command("trained networks -> table of PSNR and SSIM", _run_evaluate),
     "restore": Command("trained network + images -> restored images", _run_restore),
+    "export": Command("trained network -> .onnx or .safetensors", _run_export),
     "random": Command("a genotype drawn at random, as a peer", _run_random),
     "doctor": Command("what this machine can do, and why not more", _run_doctor),
 }
@@ -252,9 +278,11 @@ def _search_settings(argv: list[str]) -> dict[str, Any]:
             raise SystemExit(0)
         raise InputError(f"search needs a search space first: {usage}")
     the = find_space(argv[0])
-    from srnas_fast.search import BilevelConfig
+    from srnas_fast.search import BilevelConfig, ComplexityConfig
 
     groups = {"supernet": the.supernet_config, "data": the.data, "loss": the.loss, "search": BilevelConfig}
+    if the.candidate_costs:
+        groups["complexity"] = ComplexityConfig
     return {"space": the.name} | _settings(f"search {the.name}", argv[1:], groups, the.search_presets)
 
 
@@ -362,9 +390,12 @@ def _bracketed(argv: list[str], groups: dict[str, type]) -> list[str]:
     >>> from srnas_fast.data import DenoisingData
     >>> _bracketed(["--data.sigma", "30", "50", "--seed", "1"], {"data": DenoisingData})
     ['--data.sigma=[30,50]', '--seed', '1']
+    >>> from srnas_fast.data import SuperResolutionData
+    >>> _bracketed(["--data.root", "my images", "b"], {"data": SuperResolutionData})
+    ['--data.root=["my images", "b"]']
     """
     lists = {
-        f"--{name}.{field}"
+        f"--{name}.{field}": typing.get_args(kind)
         for name, group in groups.items()
         if is_dataclass(group)
         for field, kind in typing.get_type_hints(group).items()
@@ -378,6 +409,11 @@ def _bracketed(argv: list[str], groups: dict[str, type]) -> list[str]:
             values = [value] if equals else []
             while not equals and rest and not rest[0].startswith("--"):
                 values.append(rest.pop(0))
-            option = f"{name}=[{','.join(' '.join(values).strip('[]').replace(',', ' ').split())}]"
+            if lists[name] != (str,):
+                option = f"{name}=[{','.join(' '.join(values).strip('[]').replace(',', ' ').split())}]"
+            elif len(values) != 1 or not values[0].startswith("["):  # names may hold blanks and commas
+                option = f"{name}={json.dumps(values)}"
+            else:
+                option = f"{name}={values[0]}"
         result.append(option)
     return result

@@ -125,6 +125,9 @@ def test_frozen_gives_back_what_it_took_also_after_an_error():
         {"momentum": -1},
         {"weight_decay": -1},
         {"architecture_weight_decay": -1},
+        {"optimizer": "rprop"},
+        {"architecture_beta": 1},
+        {"halve_at": [0.2, 1]},
     ],
 )
 def test_settings_out_of_their_range_are_refused(settings):

@@ -4,7 +4,8 @@ from torch import nn
 
 from srnas_fast.data import DenoisingData, NamedImage
 from srnas_fast.metrics import psnr, ssim
-from srnas_fast.search.validation import validate, validation_pairs
+from srnas_fast.search.validation import validate
+from srnas_fast.spaces import Denoising
 
 
 def gray(height, width, seed=0):
@@ -13,14 +14,14 @@ def gray(height, width, seed=0):
 
 def test_pairs_are_centre_crops_whose_noise_levels_take_turns():
     images = [NamedImage(str(i), gray(300, 200, i)) for i in range(4)]
-    pairs = validation_pairs(images, DenoisingData(sigma=[10.0, 60.0], validation_crop=100), seed=0)
+    pairs = Denoising(DenoisingData(sigma=[10.0, 60.0], validation_crop=100)).pairs(images, seed=0)
     for image, (noisy, clean), sigma in zip(images, pairs, [10, 60, 10, 60], strict=True):
         assert np.array_equal(clean, image.pixels[100:200, 50:150])
         assert abs((noisy - clean).std() - sigma) < 0.03 * sigma
 
 
 def test_crop_0_is_the_whole_image():
-    (pair,) = validation_pairs([NamedImage("a", gray(30, 20))], DenoisingData(validation_crop=0), seed=0)
+    (pair,) = Denoising(DenoisingData(validation_crop=0)).pairs([NamedImage("a", gray(30, 20))], seed=0)
     assert pair[1].shape == (30, 20, 1)
 
 
@@ -31,8 +32,9 @@ def test_figures_are_means_in_evaluation_mode_which_is_left_again():
             return x
 
     net = Net().train()
-    pairs = validation_pairs([NamedImage(str(i), gray(20, 30, i)) for i in range(3)], DenoisingData(), seed=1)
-    figures = validate(net, torch.device("cpu"), pairs)
+    task = Denoising(DenoisingData())
+    pairs = task.pairs([NamedImage(str(i), gray(20, 30, i)) for i in range(3)], seed=1)
+    figures = validate(net, torch.device("cpu"), pairs, task)
     assert net.training
     quality = np.mean([psnr(noisy, clean) for noisy, clean in pairs])
     similarity = np.mean([ssim(noisy, clean) for noisy, clean in pairs])

@@ -27,6 +27,7 @@ from srnas_fast.spaces.dlsr import (
 from srnas_fast.spaces.dlsr.genotype import derive
 from srnas_fast.spaces.dlsr.layers import Join
 from srnas_fast.spaces.dlsr.operations import CANDIDATES
+from srnas_fast.spaces.dlsr.presets import SEARCH_PRESETS, TRAIN_PRESETS
 from srnas_fast.spaces.dlsr.published import _published_name
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -408,6 +409,14 @@ def test_bad_sizes_are_named(field, value):
     if field in ("width", "scale"):
         with pytest.raises(InputError, match=field):
             NetworkConfig(**{field: value})
+
+
+def test_presets_name_sizes_that_exist():
+    assert SEARCH_PRESETS.keys() == TRAIN_PRESETS.keys() == {"demo", "paper", "smoke", "tiny"}
+    sizes = {name: SupernetConfig(**preset.get("supernet", {})) for name, preset in SEARCH_PRESETS.items()}
+    assert sizes["paper"] == SupernetConfig() and sizes["tiny"].width == 18
+    networks = {name: NetworkConfig(**preset.get("network", {})) for name, preset in TRAIN_PRESETS.items()}
+    assert networks["paper"] == NetworkConfig() and networks["tiny"].width == 18
 
 
 # Published weights

@@ -4,6 +4,8 @@ import torch
 from PIL import Image
 
 from srnas_fast.cli import main
+from srnas_fast.spaces import dlsr
+from srnas_fast.spaces.dlsr.published import _published_name
 from srnas_fast.spaces.hinas import DerivedNetwork, Genotype, NetworkConfig
 
 CELL = [("con_c_3x3", 0), ("sep_c_5x5", 1), ("dil_c_3x3", 1), ("skip_connect", 2)]
@@ -79,3 +81,36 @@ def trained(genotype_file, images, tmp_path_factory, make_network):
     checkpoint["network"] = make_network().state_dict()
     torch.save(checkpoint, folder / "checkpoint.pt")
     return folder
+
+
+@pytest.fixture(scope="session")
+def make_upscaler():
+    """A small DLSR network, in evaluation mode."""
+
+    def make(scale=2, seed=0):
+        torch.manual_seed(seed)
+        genotype = dlsr.Genotype(["conv_3x3", "sep_conv_5x5", "dil_conv_3x3"], [(1, 2)])
+        return dlsr.DerivedNetwork(genotype, dlsr.NetworkConfig(width=8, scale=scale)).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def upscaler(make_upscaler, tmp_path_factory):
+    """A small DLSR network in the authors' format: its weights under their names; the genotype must be a known one."""
+    torch.manual_seed(0)
+    network = dlsr.DerivedNetwork(dlsr.BETA21, dlsr.NetworkConfig(width=8))
+    path = tmp_path_factory.mktemp("published") / "larger.pt"
+    torch.save({"state_dict": {_published_name(name): value for name, value in network.state_dict().items()}}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def test_sets(tmp_path_factory):
+    """Set5 and Set14 with images of odd sizes; their low-resolution images are still to be made."""
+    root = tmp_path_factory.mktemp("sets")
+    for name, size in (("Set5/HR/a", (50, 43)), ("Set5/HR/b", (41, 60)), ("Set14/HR/c", (37, 48))):
+        path = root / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(smooth(*size, 3)).save(path)
+    return root

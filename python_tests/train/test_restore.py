@@ -7,10 +7,11 @@ import torch
 from PIL import Image
 
 from srnas_fast.cli import main
-from srnas_fast.data import read_image, read_with_alpha
+from srnas_fast.data import read_image, read_with_alpha, resize
 from srnas_fast.errors import InputError
-from srnas_fast.train import load_network, restore
-from srnas_fast.train.restore import restore_pixels
+from srnas_fast.train import load, load_network, restore
+from srnas_fast.train.denoising import restore_pixels
+from srnas_fast.train.super_resolution import _free_memory, upscale_pixels
 
 CPU = torch.device("cpu")
 
@@ -145,3 +146,60 @@ def test_a_checkpoint_file_serves_as_well_as_its_folder(trained, images, tmp_pat
 def test_no_images_is_refused(trained):
     with pytest.raises(InputError, match="no images to restore"):
         restore(str(trained), [])
+
+
+def enlarged(upscaler, pixels, **settings):
+    """What a network that enlarges makes of colour images, in 8 bits."""
+    return np.clip(np.rint(upscale_pixels(load(upscaler).network, pixels, CPU, **settings)), 0, 255)
+
+
+@pytest.mark.parametrize("size", [(37, 53), (1, 1), (5, 40), (40, 15)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_any_size_are_enlarged(upscaler, pixels, tmp_path, size, channels):
+    image = pixels(*size, channels)
+    source = save(tmp_path / "in" / "a.png", image)
+    (written,) = restore(upscaler, [source], out=str(tmp_path / "out"))
+    found = read_image(written)
+    assert found.shape == (2 * size[0], 2 * size[1], channels)
+    assert np.array_equal(found, enlarged(upscaler, image))
+    if min(size) >= 15:  # the network itself
+        x = torch.from_numpy(image.repeat(3 // channels, axis=2) / np.float32(255)).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            expected = load(upscaler).network(x)[0].permute(1, 2, 0).numpy() * 255
+        if channels == 1:
+            expected = expected @ [[0.299], [0.587], [0.114]]
+        np.testing.assert_allclose(upscale_pixels(load(upscaler).network, image, CPU), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparency_is_enlarged(upscaler, pixels, tmp_path, channels):
+    image, alpha = pixels(21, 34, channels), pixels(21, 34)
+    save(tmp_path / "in" / "glass.png", np.concatenate([image, alpha], axis=2))
+    (written,) = restore(upscaler, [tmp_path / "in"], out=str(tmp_path / "out"))
+    found, found_alpha = read_with_alpha(written)
+    assert np.array_equal(found, enlarged(upscaler, image))
+    assert np.array_equal(found_alpha, resize(alpha, 2)[..., 0])
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_tiles_of_enlarged_images_leave_no_seams(make_upscaler, pixels, scale):
+    network, image = make_upscaler(scale), pixels(150, 233, 3)
+    whole, tiled = (upscale_pixels(network, image, CPU, tile) for tile in (0, 126))
+    assert whole.shape == (150 * scale, 233 * scale, 3)
+    assert np.abs(tiled - whole).mean() <= 0.1 and np.abs(tiled - whole).max() <= 2
+
+
+@pytest.mark.parametrize(("free", "parts"), [(0, 2), (2**40, 1)])
+def test_large_images_are_enlarged_whole_where_memory_allows(make_upscaler, pixels, monkeypatch, free, parts):
+    network, sizes = make_upscaler(), []
+    monkeypatch.setattr("srnas_fast.train.super_resolution._free_memory", lambda device: free)
+    network.register_forward_pre_hook(lambda module, given: sizes.append(tuple(given[0].shape[2:])))
+    upscale_pixels(network, pixels(20, 600, 3), CPU)
+    assert len([size for size in sizes if size != (96, 96)]) == parts  # beside the probe
+    sizes.clear()
+    upscale_pixels(network, pixels(20, 512, 3), CPU)
+    assert sizes == [(20, 512)]  # no larger than a tile
+
+
+def test_free_memory_is_told_in_bytes():
+    assert _free_memory(CPU) == 0 or 2**20 < _free_memory(CPU) < 2**50

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 import torch
@@ -21,6 +22,57 @@ def test_the_rate_by_hand(step, rate):
 
 def test_the_rate_without_warm_up_starts_at_its_highest():
     assert TrainConfig(warmup=0).rate(0) == 0.05
+
+
+def test_the_rate_is_halved_at_shares_of_the_way():
+    config = TrainConfig(iterations=10, learning_rate=0.8, warmup=2, halve_at=[0.3, 0.5])
+    assert [config.rate(step) for step in (0, 1, 2, 3, 5, 9)] == pytest.approx([0.4, 0.8, 0.8, 0.4, 0.2, 0.2])
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_the_average_follows_by_hand(genotype_file, images, tmp_path, ema, monkeypatch):
+    seen, follow = [], sys.modules["srnas_fast.train.train"]._follow
+
+    def watched(average, net, decay):
+        before = next(average.parameters()).clone()
+        follow(average, net, decay)
+        after = decay * before + (1 - decay) * next(net.parameters())
+        torch.testing.assert_close(next(average.parameters()), after)
+        assert all(torch.equal(a, b) for a, b in zip(average.buffers(), net.buffers(), strict=True))
+        seen.append(decay)
+
+    monkeypatch.setattr(sys.modules["srnas_fast.train.train"], "_follow", watched)
+    settings = ["--preset", "smoke", "--threads", "1", "--train.ema", str(ema), "--data.root", str(images)]
+    assert main(["train", str(genotype_file), *settings, "--out", str(tmp_path / "run")]) == 0
+    assert seen == (pytest.approx([0.1, 2 / 11, 3 / 12, 4 / 13, 5 / 14, 6 / 15]) if ema else [])
+    assert not load_network(tmp_path / "run").network.training
+
+
+def test_the_norm_of_the_gradient_is_limited(genotype_file, images, tmp_path, monkeypatch):
+    norms, step = [], torch.optim.SGD.step
+
+    def watched(self, *arguments, **named):
+        gradients = [p.grad.flatten() for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.cat(gradients).norm()))
+        return step(self, *arguments, **named)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", watched)
+    settings = ["--preset", "smoke", "--threads", "1", "--train.clip_norm", "1e-4", "--data.root", str(images)]
+    assert main(["train", str(genotype_file), *settings, "--out", str(tmp_path / "run")]) == 0
+    assert norms == pytest.approx([1e-4] * 6, rel=0.02)
+
+
+def test_a_diverged_training_is_told_also_where_the_norm_is_limited(genotype_file, images, tmp_path, capsys):
+    settings = ["--preset", "smoke", "--threads", "1", "--train.clip_norm", "1", "--train.learning_rate", "1e30"]
+    out = ["--data.root", str(images), "--out", str(tmp_path / "run")]
+    assert main(["train", str(genotype_file), *settings, *out]) == 2
+    assert "diverged" in capsys.readouterr().err
+
+
+def test_a_network_that_cannot_start_from_another_says_so(genotype_file, trained, tmp_path, capsys):
+    settings = ["--preset", "smoke", "--train.start_from", str(trained), "--out", str(tmp_path / "run")]
+    assert main(["train", str(genotype_file), *settings]) == 2
+    assert "train.start_from" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -46,6 +98,10 @@ def test_biases_learn_at_twice_the_rate(optimizer):
         {"momentum": -1},
         {"weight_decay": -1},
         {"power": -1},
+        {"bias_rate": 0},
+        {"halve_at": [0]},
+        {"clip_norm": -1},
+        {"ema": 1},
     ],
 )
 def test_settings_out_of_their_range_are_refused(settings):

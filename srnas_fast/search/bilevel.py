@@ -1,9 +1,9 @@
-"""First-order bilevel search: the architecture on one half of the images, the weights on the other."""
+"""First-order search: the weights learn from one half of the images, the architecture from the other or from both."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from lightning_fabric import Fabric
@@ -22,27 +22,35 @@ class BilevelConfig:
         warmup_epochs: epochs at the start in which the architecture does not move (paper: 20). From then on the radius
             of sparsestmax, where the supernet's weights come from it, grows evenly from 0 to 1 in the last step.
         steps: steps per epoch; 0 for as many batches as there are images for the weights.
-        learning_rate: of the weights at the start, SGD (paper: 0.025).
+        optimizer: of the weights: sgd or adam (paper: sgd).
+        learning_rate: of the weights at the start (paper: 0.025).
         final_learning_rate: of the weights at the end (paper: 0.001).
         cosine_epochs: epochs in which the cosine factor of the rate falls from 1 to 0, and again to rise (paper: 10).
-        momentum: of the weights (paper: 0.9).
+        halve_at: shares of the epochs after which the rate is halved; given, nothing else changes the rate.
+        momentum: of the weights with sgd (paper: 0.9).
         weight_decay: of the weights (paper: 3e-4).
         architecture_learning_rate: Adam's (paper: 1e-3).
         architecture_weight_decay: Adam's (paper: 1e-3). In short searches it outweighs the gradient, and all logits
             fall together; 0 leaves the decision to the images.
+        architecture_beta: Adam's decay of the mean gradient (paper: 0.9).
+        mixed_level: whether the architecture learns from the batch of the weights also, the two losses added.
         validate_from: epoch (from 1) from which on the supernet is validated and the best genotype kept (paper: 61).
     """
 
     epochs: int = 100
     warmup_epochs: int = 20
     steps: int = 0
+    optimizer: str = "sgd"
     learning_rate: float = 0.025
     final_learning_rate: float = 0.001
     cosine_epochs: int = 10
+    halve_at: list[float] = field(default_factory=list)
     momentum: float = 0.9
     weight_decay: float = 3e-4
     architecture_learning_rate: float = 1e-3
     architecture_weight_decay: float = 1e-3
+    architecture_beta: float = 0.9
+    mixed_level: bool = False
     validate_from: int = 61
 
     def __post_init__(self):
@@ -58,13 +66,22 @@ class BilevelConfig:
                 f"search.warmup_epochs is {self.warmup_epochs} of {self.epochs} epochs: the architecture would never "
                 "move; give fewer"
             )
+        if self.optimizer not in ("sgd", "adam"):
+            raise InputError(f"search.optimizer is {self.optimizer!r}; give sgd or adam")
+        if not 0 <= self.architecture_beta < 1:
+            raise InputError(f"search.architecture_beta is {self.architecture_beta}; give a number from 0 to below 1")
+        require_shares("search.halve_at", self.halve_at)
 
     def rate(self, epoch: int) -> float:
         """The learning rate of the weights in an epoch (from 0): a repeated cosine under a falling power.
 
         >>> [round(BilevelConfig().rate(epoch), 4) for epoch in (0, 5, 10, 20)]
         [0.025, 0.0125, 0.001, 0.0206]
+        >>> [BilevelConfig(learning_rate=8, halve_at=[0.2, 0.4]).rate(epoch) for epoch in (19, 20, 40)]
+        [8.0, 4.0, 2.0]
         """
+        if self.halve_at:
+            return halved(self.learning_rate, self.halve_at, epoch, self.epochs)
         cosine = (1 + math.cos(math.pi * epoch / self.cosine_epochs)) / 2
         power = (1 - epoch / self.epochs) ** 0.9
         return self.final_learning_rate + (self.learning_rate - self.final_learning_rate) * cosine * power
@@ -78,8 +95,9 @@ class Bilevel:
         supernet: has ``architecture_parameters()`` and ``network_parameters()``.
         loss: of (restored, clean).
         config: the schedule.
+        penalty: of the architecture, beside the loss; None for none.
 
-    Source: DARTS (arXiv 1806.09055), first-order approximation.
+    Source: DARTS (arXiv 1806.09055), first-order approximation; mixed-level: DLSR (arXiv 2105.03939).
     """
 
     def __init__(
@@ -88,17 +106,18 @@ class Bilevel:
         supernet: nn.Module,
         loss: Callable[[Tensor, Tensor], Tensor],
         config: BilevelConfig,
+        penalty: Callable[[], Tensor] | None = None,
     ):
-        self.fabric, self.supernet, self.loss, self.config = fabric, supernet, loss, config
-        weights = torch.optim.SGD(
-            supernet.network_parameters(),
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
+        self.fabric, self.supernet, self.loss, self.config, self.penalty = fabric, supernet, loss, config, penalty
+        common = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+        if config.optimizer == "adam":
+            weights = torch.optim.Adam(supernet.network_parameters(), **common)
+        else:
+            weights = torch.optim.SGD(supernet.network_parameters(), momentum=config.momentum, **common)
         architecture = torch.optim.Adam(
             supernet.architecture_parameters(),
             lr=config.architecture_learning_rate,
+            betas=(config.architecture_beta, 0.999),
             weight_decay=config.architecture_weight_decay,
         )
         supernet.to(memory_format=memory_format(fabric.device))
@@ -112,25 +131,56 @@ class Bilevel:
             "architecture_optimizer": self.architecture.optimizer,
         }
 
-    def architecture_step(self, noisy: Tensor, clean: Tensor) -> float:
-        """Move the architecture one step on a held-out batch; returns the loss before."""
-        with frozen(self.supernet.network_parameters()):
-            return self._step(self.architecture, noisy, clean)
+    def architecture_step(self, given: Tensor, target: Tensor, also: Sequence[Sequence[Tensor]] = ()) -> float:
+        """Move the architecture one step on a held-out batch, and ``also`` on others; returns the whole loss before.
 
-    def weight_step(self, noisy: Tensor, clean: Tensor, epoch: int) -> float:
+        The losses of all batches and the penalty are added.
+        """
+        with frozen(self.supernet.network_parameters()):
+            return self._step(self.architecture, [*also, (given, target)], self.penalty)
+
+    def weight_step(self, given: Tensor, target: Tensor, epoch: int) -> float:
         """Move the weights one step at the rate of that epoch; returns the loss before."""
         for group in self.weights.param_groups:
             group["lr"] = self.config.rate(epoch)
         with frozen(self.supernet.architecture_parameters()):
-            return self._step(self.weights, noisy, clean)
+            return self._step(self.weights, [(given, target)])
 
-    def _step(self, optimizer: torch.optim.Optimizer, noisy: Tensor, clean: Tensor) -> float:
-        noisy, clean = to_device(self.fabric, noisy, clean)
+    def _step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        batches: Sequence[Sequence[Tensor]],
+        penalty: Callable[[], Tensor] | None = None,
+    ) -> float:
         optimizer.zero_grad()
-        loss = self.loss(self.model(noisy), clean)
-        self.fabric.backward(loss)
+        total = 0.0
+        for batch in batches:  # gradients add up, so that one graph at a time is enough
+            given, target = to_device(self.fabric, *batch)
+            total += self._backward(self.loss(self.model(given), target))
+        if penalty:
+            total += self._backward(penalty())
         optimizer.step()
+        return total
+
+    def _backward(self, loss: Tensor) -> float:
+        self.fabric.backward(loss)
         return loss.item()
+
+
+def halved(rate: float, shares: Sequence[float], now: int, end: int) -> float:
+    """The rate, halved once for each share of the way to ``end`` that lies behind.
+
+    >>> [halved(8.0, [0.5, 0.75], now, 4) for now in range(4)]
+    [8.0, 8.0, 4.0, 2.0]
+    """
+    return rate * 0.5 ** sum(now >= share * end for share in shares)
+
+
+def require_shares(name: str, shares: Sequence[float]) -> None:
+    """Raise InputError for a share that is not between 0 and 1."""
+    for share in shares:
+        if not 0 < share < 1:
+            raise InputError(f"{name} holds {share}; give shares of the run between 0 and 1, such as 0.2 0.4 0.6")
 
 
 @contextmanager

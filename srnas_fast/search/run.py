@@ -31,7 +31,7 @@ FORMAT = "srnas_fast run 1"
 HEADING = "# srnas_fast"  # of config.yaml
 INPUTS = ("space", "genotype", "images")  # what of a run's config is no option of its command
 # The settings that a resumed run may change: they say where it computes and finds its images, not what.
-FREE = ("out", "device", "threads", "checkpoint_every", "data.root", "data.workers")
+FREE = ("out", "device", "threads", "checkpoint_every", "data.root", "data.workers", "data.memory", "data.cache")
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """``search``: from a folder of images to a genotype."""
 
-import math
 import shlex
 from dataclasses import asdict
 from typing import Any
@@ -9,13 +8,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from srnas_fast.data import PatchStream, digest, images_for, loader, split_for_search
+from srnas_fast.data import loader, split_for_search
 from srnas_fast.errors import InputError
+from srnas_fast.losses import ComplexityLoss
 from srnas_fast.report import draw_architecture, draw_weights, normalised_entropy, print_skipped
 from srnas_fast.search.bilevel import Bilevel, BilevelConfig
+from srnas_fast.search.complexity import ComplexityConfig
 from srnas_fast.search.loop import run_steps
 from srnas_fast.search.run import RunConfig, RunFolder, run_settings
-from srnas_fast.search.validation import SSIM_WINDOW, validate, validation_pairs
+from srnas_fast.search.validation import validate
 from srnas_fast.simplex import linear_radius
 from srnas_fast.spaces import find_space
 
@@ -27,6 +28,7 @@ def search(
     data: Any = None,
     loss: Any = None,
     search: BilevelConfig | None = None,
+    complexity: ComplexityConfig | None = None,
     run: RunConfig | None = None,
 ) -> dict[str, Any]:
     """Search an architecture and leave it, with all that led to it, in the run's folder.
@@ -38,6 +40,7 @@ def search(
         data: images and patches, of the space's own type; without a root, the embedded photographs.
         loss: of the space's own type.
         search: the schedule.
+        complexity: how much the cost of the architecture counts, in spaces that know it.
         run: folder, seed, device.
 
     Returns:
@@ -64,29 +67,40 @@ def search(
             "genotype would be chosen; give an epoch that comes"
         )
 
-    found = images_for(data.root, "search", minimum=max(data.patch, SSIM_WINDOW))
-    print_skipped(found.skipped)
-    for_weights, for_architecture, for_validation = split_for_search(found.images, run.seed)
-    steps = schedule.steps or math.ceil(len(for_weights) / data.batch)
+    if the.candidate_costs:
+        complexity = complexity or ComplexityConfig(**start["complexity"])
+    elif complexity:
+        raise InputError(f"{space} does not know what its candidates cost; leave the complexity term out")
+
+    task = the.task(data, supernet)
+    data = task.data
+    images, skipped, digest = task.images("search")
+    print_skipped(skipped)
+    for_weights, for_architecture, for_validation = split_for_search(images, run.seed)
+    steps = schedule.steps or task.steps(len(for_weights))
     total = steps * schedule.epochs
 
     config = {
         "space": space,
-        "images": digest(found.images),
+        "images": digest,
         "supernet": asdict(supernet),
         "data": asdict(data),
         "loss": asdict(loss),
         "search": asdict(schedule),
+        **({"complexity": asdict(complexity)} if complexity else {}),
     } | run_settings(run)
     streams = {
-        name: PatchStream(images, data, run.seed, name)
-        for name, images in (("weights", for_weights), ("architecture", for_architecture))
+        name: task.stream(part, run.seed, name)
+        for name, part in (("weights", for_weights), ("architecture", for_architecture))
     }
-    pairs = validation_pairs(for_validation, data, run.seed)
+    pairs = task.pairs(for_validation, run.seed)
 
     fabric = run.fabric()
     net = the.supernet(supernet)
-    algorithm = Bilevel(fabric, net, loss, schedule)
+    cost = None
+    if complexity and complexity.coefficient:
+        cost = ComplexityLoss(the.candidate_costs(supernet, complexity.by), complexity.coefficient)
+    algorithm = Bilevel(fabric, net, loss, schedule, cost and (lambda: cost(net.candidate_weights())))
     folder = RunFolder(run, "search", config)
     best: dict[str, Any] = {}
     if folder.checkpoint:
@@ -104,16 +118,18 @@ def search(
         epoch = step // steps + 1
         net.radius = linear_radius(step - warm, total - warm)  # of sparsestmax: other maps have none
         record: dict[str, Any] = {"epoch": epoch, "learning_rate": schedule.rate(epoch - 1)}
+        batch = next(weight_batches)
         if step >= warm:
-            record["loss_architecture"] = algorithm.architecture_step(*next(architecture_batches))
-        record["loss_weights"] = algorithm.weight_step(*next(weight_batches), epoch - 1)
+            also = {"also": [batch]} if schedule.mixed_level else {}
+            record["loss_architecture"] = algorithm.architecture_step(*next(architecture_batches), **also)
+        record["loss_weights"] = algorithm.weight_step(*batch, epoch - 1)
         record |= net.sparsity()
         if (step + 1) % steps == 0:
             genotype = net.genotype()
             record |= {"genotype": asdict(genotype)} | _weights_now(net)
             note = f"now {genotype}"
             if epoch >= schedule.validate_from:
-                record |= validate(algorithm.model, fabric.device, pairs)
+                record |= validate(algorithm.model, fabric.device, pairs, task)
                 if not best or record["score"] > best["score"]:
                     best = {name: record[name] for name in ("epoch", "score", "psnr", "ssim", "genotype")}
                 note = f"best, of epoch {best['epoch']}: {the.read_genotype(best['genotype'])}"
@@ -149,7 +165,7 @@ def search(
         **{name: best[name] for name in ("epoch", "score", "psnr", "ssim")},
         "entropy": epochs[-1]["entropy"],
         "steps": total,
-        "skipped_images": len(found.skipped),
+        "skipped_images": len(skipped),
     }
     folder.write_result(result)
     print(f"{genotype}\nsearched: {folder.path}/genotype.json, architecture.png, weights.png")

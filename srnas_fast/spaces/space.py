@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from srnas_fast.errors import InputError
+from srnas_fast.spaces.task import Task
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,11 @@ class Space:
         network_config, network: ``network(genotype, network_config())`` is the derived network, with ``reach``.
         read_genotype: from the data of a JSON file; the result has ``save(path)``, ``graph()`` and a short text.
         random_genotype: a genotype drawn at random from a supernet configuration and a seed.
+        task: what is done with images, and how results are measured.
         data, loss: the configurations of the task.
         search_presets, train_presets: for each preset its settings by group; "paper" is the default.
+        candidate_costs: the cost of each candidate operation, from a supernet configuration and params or madds; the
+            supernet then has ``candidate_weights()`` with a row for each mixed operation. None: it knows no costs.
     """
 
     name: str
@@ -30,14 +34,18 @@ class Space:
     network: Callable[..., Any]
     read_genotype: Callable[[dict], Any]
     random_genotype: Callable[[Any, int], Any]
+    task: type[Task]
     data: type
     loss: type
     search_presets: dict[str, dict[str, dict[str, Any]]]
     train_presets: dict[str, dict[str, dict[str, Any]]]
+    candidate_costs: Callable[[Any, str], list[int]] | None = None
 
     def search_preset(self, name: str) -> dict[str, dict[str, Any]]:
         """The settings of a search preset, by group."""
-        return {"supernet": {}, "data": {}, "loss": {}, "search": {}} | chosen_preset(self.search_presets, name)
+        return {"supernet": {}, "data": {}, "loss": {}, "complexity": {}, "search": {}} | chosen_preset(
+            self.search_presets, name
+        )
 
     def train_preset(self, name: str) -> dict[str, dict[str, Any]]:
         """The settings of a retraining preset, by group."""
@@ -51,7 +59,7 @@ def chosen_preset(presets: dict[str, Any], name: str) -> Any:
     return presets[name]
 
 
-SPACES = {"hinas-denoise": "srnas_fast.spaces.hinas"}
+SPACES = {"hinas-denoise": "srnas_fast.spaces.hinas", "dlsr-x2": "srnas_fast.spaces.dlsr"}
 
 
 def find_space(name: str) -> Space:

@@ -39,10 +39,10 @@ class Trained:
     """A trained network, ready to run.
 
     Args:
-        name: of the run's folder.
+        name: of the run's folder, or of the file.
         space: the search space it comes from.
         network: in evaluation mode.
-        config: everything the training was asked for.
+        config: everything the training was asked for; of a network without its training: space, genotype and network.
     """
 
     name: str
@@ -59,15 +59,23 @@ def load_network(run: str | os.PathLike) -> Trained:
     """
     path = Path(run)
     state = read_checkpoint(path, "train")
-    config = state["config"]
+    folder = path if path.is_dir() else path.parent
+    return rebuilt(folder.name, path, state["config"], state.get("network"))
+
+
+def rebuilt(name: str, path: Path, config: dict[str, Any], weights: Any) -> Trained:
+    """The network that ``config`` describes by its space, genotype and network, with these weights.
+
+    Raises:
+        InputError: the settings are not known here, or the weights are of another network; names ``path``.
+    """
     try:
         space = find_space(config["space"])
         network = space.network(space.read_genotype(config["genotype"]), space.network_config(**config["network"]))
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} holds settings that are not known here ({error}); was it another version?") from None
     try:
-        network.load_state_dict(state["network"])
+        network.load_state_dict(weights)
     except (KeyError, RuntimeError, TypeError):
         raise InputError(f"the weights in {path} do not fit its own network; the file is damaged or altered") from None
-    folder = path if path.is_dir() else path.parent
-    return Trained(folder.name, space, network.eval(), config)
+    return Trained(name, space, network.eval(), config)

@@ -4,51 +4,34 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import nn
-
-from srnas_fast.data import FORMATS, find_images, read_with_alpha, write_image
+from srnas_fast.data import FORMATS, find_images, read_with_alpha, resize, write_image
 from srnas_fast.errors import InputError
 from srnas_fast.report import print_skipped
 from srnas_fast.search.run import choose_device
-from srnas_fast.train.checkpoint import load_network
-from srnas_fast.train.tiles import restore_tiled
-
-# Pixels of mirror image around what the network sees: the SSIM in its loss hardly looks at the outermost pixels of a
-# patch, so without it a line along the borders stays noisy.
-MIRROR = 8
-
-
-def restore_pixels(network: nn.Module, pixels: np.ndarray, device: torch.device, tile: int = 512) -> np.ndarray:
-    """One image through the network: (H, W, C) on the [0, 255] scale in and out, channel by channel, float32."""
-    height, width, _ = pixels.shape
-    padded = np.pad(pixels.astype(np.float32) / 255, [(MIRROR, MIRROR), (MIRROR, MIRROR), (0, 0)], mode="reflect")
-    x = torch.from_numpy(padded).permute(2, 0, 1)[:, None]
-    planes = [restore_tiled(network, plane[None].to(device), tile)[0].cpu() for plane in x]
-    restored = torch.cat(planes).permute(1, 2, 0).numpy() * 255
-    return restored[MIRROR : MIRROR + height, MIRROR : MIRROR + width]
+from srnas_fast.train.load import load
+from srnas_fast.train.uses import use_of
 
 
 def restore(
     run: str,
     images: str | os.PathLike | Sequence[str | os.PathLike],
     out: str = "restored",
-    tile: int = 512,
+    tile: int | None = None,
     device: str = "auto",
 ) -> list[str]:
     """Restore images with a trained network and write them, 8 bits a channel, under the same names.
 
     PNG and TIFF keep their format; the others become PNG, which adds no loss.
 
-    Gray and colour images of any size; colour channel by channel, since the network is a gray one; transparency is
-    kept. Images that cannot be read are named, skipped and counted.
+    Gray and colour images of any size; a gray network takes colour channel by channel; transparency is kept, enlarged
+    bicubically by a network that enlarges. Images that cannot be read are named, skipped and counted.
 
     Args:
-        run: folder of a training, or its checkpoint.pt.
+        run: what :func:`srnas_fast.train.load` takes.
         images: image files, and folders of them.
         out: folder for the results; must not be the one the images come from.
-        tile: height and width in pixels in which large images are cut, 0 for never; the result is the same.
+        tile: height and width in pixels in which large images are cut, 0 for never (default: 512; for networks that
+            enlarge the whole image where memory allows). The result is the same; of networks that enlarge nearly.
         device: auto, cpu or cuda.
 
     Returns:
@@ -62,7 +45,8 @@ def restore(
     images = [images] if isinstance(images, str | os.PathLike) else images
     if not images:
         raise InputError("no images to restore; give image files or folders of them")
-    trained, target = load_network(run), choose_device(device)
+    trained, target = load(run), choose_device(device)
+    use = use_of(trained.space)
     trained.network.to(target)
     jobs: dict[Path, Path] = {}
     for root in map(Path, images):
@@ -83,7 +67,10 @@ def restore(
         except InputError as error:
             skipped.append(str(error))
             continue
-        write_image(result, restore_pixels(trained.network, pixels, target, tile), alpha)
+        restored = use.restore(trained.network, pixels, target, tile)
+        if alpha is not None:
+            alpha = resize(alpha[..., None], len(restored) // len(alpha))[..., 0]
+        write_image(result, restored, alpha)
         print(f"{path} -> {result}")
         written.append(str(result))
     print_skipped(skipped)

@@ -1,22 +1,24 @@
 """``train``: from a genotype to a trained network."""
 
+import copy
 import os
 import shlex
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from srnas_fast.data import PatchStream, digest, images_for, loader, split_for_search
+from srnas_fast.data import loader, split_for_search
 from srnas_fast.errors import InputError, require_number, require_whole
 from srnas_fast.metrics import count_parameters
 from srnas_fast.report import draw_architecture, print_skipped
+from srnas_fast.search.bilevel import halved, require_shares
 from srnas_fast.search.loop import run_steps
 from srnas_fast.search.run import RunConfig, RunFolder, memory_format, run_settings, to_device
-from srnas_fast.search.validation import SSIM_WINDOW, validate, validation_pairs
-from srnas_fast.train.checkpoint import read_genotype
+from srnas_fast.search.validation import validate
+from srnas_fast.train.checkpoint import load_network, read_genotype
 
 
 @dataclass
@@ -26,28 +28,46 @@ class TrainConfig:
     Args:
         iterations: steps (paper: 600000).
         optimizer: sgd, as in the paper, or adam, which gets further in few steps.
-        learning_rate: at its highest (paper: 0.05 for sgd; 2e-3 suits adam); biases take twice as much.
+        learning_rate: at its highest (paper: 0.05 for sgd; 2e-3 suits adam).
+        bias_rate: how many times faster biases learn (paper: 2).
         warmup: steps in which the rate rises to it; without, sgd diverges at the paper's rate (paper: none known).
         power: the rate falls as (1 - step / iterations) to this power (paper: 0.9).
+        halve_at: shares of the steps after which the rate is halved; given, it falls in no other way.
         momentum: of sgd (paper: 0.9).
         weight_decay: of either (paper: 4e-5).
         clip: largest absolute value of an entry of a gradient (paper: 5).
+        clip_norm: largest norm of the whole gradient, instead of clip; 0 leaves it to clip.
+        ema: decay of the weights' moving average, which is then what is measured and kept; 0 for none.
+        start_from: a training to take the weights from, of another scale also, such as the x2 network for x4.
         validate_every: steps between two measurements on the held-out training images.
     """
 
     iterations: int = 600_000
     optimizer: str = "sgd"
     learning_rate: float = 0.05
+    bias_rate: float = 2.0
     warmup: int = 1000
     power: float = 0.9
+    halve_at: list[float] = field(default_factory=list)
     momentum: float = 0.9
     weight_decay: float = 4e-5
     clip: float = 5.0
+    clip_norm: float = 0.0
+    ema: float = 0.0
+    start_from: str | None = None
     validate_every: int = 1000
 
     def __post_init__(self):
         require_whole(self, "train.", iterations=1, warmup=0, validate_every=1)
-        require_number(self, "train.", above=["learning_rate", "clip"], least=["power", "momentum", "weight_decay"])
+        require_number(
+            self,
+            "train.",
+            above=["learning_rate", "bias_rate", "clip"],
+            least=["power", "momentum", "weight_decay", "clip_norm", "ema"],
+        )
+        require_shares("train.halve_at", self.halve_at)
+        if self.ema >= 1:
+            raise InputError(f"train.ema is {self.ema}; give a number from 0 to below 1")
         if self.optimizer not in ("sgd", "adam"):
             raise InputError(f"train.optimizer is {self.optimizer!r}; give sgd or adam")
 
@@ -58,11 +78,13 @@ class TrainConfig:
         [0.025, 0.0455, 0.0268, 0.0063]
         """
         rise = min(1, (step + 1) / self.warmup) if self.warmup else 1
+        if self.halve_at:
+            return rise * halved(self.learning_rate, self.halve_at, step, self.iterations)
         return self.learning_rate * rise * (1 - step / self.iterations) ** self.power
 
     def optimizer_for(self, net: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of a network, whose biases learn at twice the rate."""
-        groups = [{"params": [], "rate_factor": 1}, {"params": [], "rate_factor": 2}]
+        """The optimizer of a network, whose biases learn at their own rate."""
+        groups = [{"params": [], "rate_factor": 1}, {"params": [], "rate_factor": self.bias_rate}]
         for name, parameter in net.named_parameters():
             groups[name.endswith("bias")]["params"].append(parameter)
         common = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
@@ -80,7 +102,7 @@ def train(
     train: TrainConfig | None = None,
     run: RunConfig | None = None,
 ) -> dict[str, Any]:
-    """Train the network of a genotype from scratch and leave it in the run's folder.
+    """Train the network of a genotype and leave it in the run's folder.
 
     Args:
         genotype: a ``genotype.json`` or the folder of a search.
@@ -112,15 +134,17 @@ def train(
     data, loss = data or the.data(**start["data"]), loss or the.loss(**start["loss"])
     recipe, run = train or TrainConfig(**start["train"]), run or RunConfig()
 
-    found = images_for(data.root, "train", minimum=max(data.patch, SSIM_WINDOW))
-    print_skipped(found.skipped)
-    *for_weights, for_validation = split_for_search(found.images, run.seed)
-    pairs = validation_pairs(for_validation, data, run.seed)
+    task = the.task(data, network)
+    data = task.data
+    images, skipped, digest = task.images("train")
+    print_skipped(skipped)
+    *for_weights, for_validation = split_for_search(images, run.seed)
+    pairs = task.pairs(for_validation, run.seed)
 
     config = {
         "space": the.name,
         "genotype": asdict(found_genotype),
-        "images": digest(found.images),
+        "images": digest,
         "network": asdict(network),
         "data": asdict(data),
         "loss": asdict(loss),
@@ -128,10 +152,17 @@ def train(
     } | run_settings(run)
     fabric = run.fabric()
     net = the.network(found_genotype, network).to(memory_format=memory_format(fabric.device))
+    if recipe.start_from and not run.resume:
+        _start(net, recipe.start_from)
     model, optimizer = fabric.setup(net, recipe.optimizer_for(net))
-    patches = PatchStream(sum(for_weights, []), data, run.seed, "train")
+    patches = task.stream(sum(for_weights, []), run.seed, "train")
     folder = RunFolder(run, "train", config)
     parts = {"network": net, "optimizer": optimizer.optimizer}
+    measured = model
+    if recipe.ema:
+        average = copy.deepcopy(net)
+        measured = fabric.setup(average)
+        parts = {"network": average, "learning": net, "optimizer": optimizer.optimizer}
     if folder.checkpoint:
         folder.restore(fabric, parts)
     found_genotype.save(folder.path / "genotype.json")
@@ -144,16 +175,21 @@ def train(
         nonlocal last, note
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step) * group["rate_factor"]
-        noisy, clean = to_device(fabric, *next(batches))
+        given, target = to_device(fabric, *next(batches))
         optimizer.zero_grad()
-        value = loss(model(noisy), clean)
+        value = loss(model(given), target)
         fabric.backward(value)
-        fabric.clip_gradients(model, optimizer, clip_val=recipe.clip)
+        if recipe.clip_norm:  # that a run diverges is told by its loss
+            fabric.clip_gradients(model, optimizer, max_norm=recipe.clip_norm, error_if_nonfinite=False)
+        else:
+            fabric.clip_gradients(model, optimizer, clip_val=recipe.clip)
         optimizer.step()
+        if recipe.ema:
+            _follow(average, net, min(recipe.ema, (1 + step) / (10 + step)))  # at first there is little to average
         epoch = step * data.batch // len(patches.images) + 1
         record = {"epoch": epoch, "learning_rate": recipe.rate(step), "loss": value.item()}
         if (step + 1) % recipe.validate_every == 0 or step + 1 == recipe.iterations:
-            last = validate(model, fabric.device, pairs)
+            last = validate(measured, fabric.device, pairs, task)
             record |= last
             note = f"validation: {last['psnr']:.2f} dB, SSIM {last['ssim']:.4f}"
         return record, note
@@ -181,8 +217,27 @@ def train(
         "psnr": last["psnr"],
         "ssim": last["ssim"],
         "steps": recipe.iterations,
-        "skipped_images": len(found.skipped),
+        "skipped_images": len(skipped),
     }
     folder.write_result(result)
     print(f"trained: {folder.path}/checkpoint.pt, {result['parameters']:,} parameters, {note or 'finished before'}")
     return result
+
+
+def _start(net: nn.Module, run: str) -> None:
+    """Give a network the weights of a training; raises InputError where its kind or its shape does not allow it."""
+    other = load_network(run).network
+    if type(other) is not type(net) or not hasattr(net, "start_from"):
+        raise InputError(
+            f"train.start_from is {run}, but this network cannot start from another's weights; leave it out"
+        )
+    net.start_from(other)
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, net: nn.Module, decay: float) -> None:
+    """Move the parameters of the average towards the network's; its buffers are the network's."""
+    for mean, value in zip(average.parameters(), net.parameters(), strict=True):
+        mean.lerp_(value, 1 - decay)
+    for mean, value in zip(average.buffers(), net.buffers(), strict=True):
+        mean.copy_(value)

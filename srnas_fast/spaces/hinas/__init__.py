@@ -7,6 +7,7 @@ from srnas_fast.spaces.hinas.network import DerivedNetwork, NetworkConfig
 from srnas_fast.spaces.hinas.presets import SEARCH_PRESETS, TRAIN_PRESETS
 from srnas_fast.spaces.hinas.supernet import Supernet, SupernetConfig
 from srnas_fast.spaces.space import Space
+from srnas_fast.spaces.task import Denoising
 
 SPACE = Space(
     name="hinas-denoise",
@@ -16,6 +17,7 @@ SPACE = Space(
     network=DerivedNetwork,
     read_genotype=Genotype.from_dict,
     random_genotype=lambda config, seed: random_genotype(config.layers, config.nodes, seed, config.activation),
+    task=Denoising,
     data=DenoisingData,
     loss=DenoisingLoss,
     search_presets=SEARCH_PRESETS,

@@ -1,0 +1,53 @@
+"""What restoring, measuring and exporting differ in from task to task."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from srnas_fast.spaces import Denoising, Space, SuperResolution
+from srnas_fast.spaces.dlsr.layers import COLOURS, SMALLEST
+from srnas_fast.train.denoising import evaluate_denoising, restore_pixels
+from srnas_fast.train.super_resolution import evaluate_super_resolution, upscale_pixels
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a trained network is for.
+
+    Args:
+        name: for messages.
+        channels, smallest: of the images its networks take; pixels of the smaller side.
+        restore: ``restore(network, pixels, device, tile)`` is the image that the network makes of an image.
+        evaluate: measures networks, prints the table and returns its rows.
+        options: keywords of ``evaluate`` that are the task's own.
+    """
+
+    name: str
+    channels: int
+    smallest: int
+    restore: Callable[..., Any]
+    evaluate: Callable[..., Any]
+    options: tuple[str, ...]
+
+
+_USES = {
+    Denoising: Use("denoising", 1, 1, restore_pixels, evaluate_denoising, ("sigma", "nlm", "seed")),
+    SuperResolution: Use(
+        "super-resolution",
+        COLOURS,
+        SMALLEST,
+        upscale_pixels,
+        evaluate_super_resolution,
+        ("border", "self_ensemble"),
+    ),
+}
+
+
+def use_of(space: Space) -> Use:
+    """What the trained networks of a search space are used for.
+
+    >>> from srnas_fast.spaces import find_space
+    >>> use_of(find_space("hinas-denoise")).name
+    'denoising'
+    """
+    return _USES[space.task]
