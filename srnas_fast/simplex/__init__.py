@@ -5,6 +5,7 @@ from srnas_fast.simplex.order import order_penalty, sorted_sparsestmax
 from srnas_fast.simplex.radius import linear_radius, radius_of
 from srnas_fast.simplex.softmax import masked_softmax, softmax
 from srnas_fast.simplex.sparsestmax import sparsemax, sparsestmax
+from srnas_fast.simplex.tables import sparsestmax_tables
 
 __all__ = [
     "gumbel_softmax",
@@ -16,4 +17,5 @@ __all__ = [
     "sorted_sparsestmax",
     "sparsemax",
     "sparsestmax",
+    "sparsestmax_tables",
 ]

@@ -4,13 +4,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srnas_fast.errors import InputError, require_whole
 from srnas_fast.metrics.candidates import candidate_costs
 from srnas_fast.mixed import MixedOp
-from srnas_fast.simplex import masked_softmax, sparsestmax
+from srnas_fast.simplex import masked_softmax, sparsestmax_tables
 from srnas_fast.spaces.dlsr.genotype import FIRST_JOIN, Genotype, derive
 from srnas_fast.spaces.dlsr.layers import POSITIONS, SCALES, Cell, Head, Join, Tail, act
 from srnas_fast.spaces.dlsr.operations import CANDIDATES
@@ -109,14 +108,10 @@ class Supernet(nn.Module):
         """
         if self.config.weights == "softmax":
             return self.alpha.softmax(dim=-1), masked_softmax(self.beta, self.legal), None
-        rows = [self.alpha, self.beta.masked_fill(~self.legal, -torch.inf)]
-        sizes = [each.shape[1] for each in rows]
-        logits = torch.cat([F.pad(each, (0, max(sizes) - each.shape[1]), value=-torch.inf) for each in rows])
         radius = self.radius if self.config.weights == "sparsestmax" else 0.0
-        weights, support = sparsestmax(logits, radius, return_support=True)  # one call, and one transfer
-        alive = support.tolist()
-        alive = [row[: sizes[0]] for row in alive[:POSITIONS]], [row[: sizes[1]] for row in alive[POSITIONS:]]
-        return weights[:POSITIONS, : sizes[0]], weights[POSITIONS:, : sizes[1]], alive
+        tables = [self.alpha, self.beta.masked_fill(~self.legal, -torch.inf)]
+        (alpha, candidates), (beta, inputs) = sparsestmax_tables(tables, radius)
+        return alpha, beta, (candidates, inputs)
 
     def architecture_weights(self) -> dict[str, tuple[list[str], Tensor]]:
         """For each group its column labels and its weights (rows, columns): a group for each position and each join."""

@@ -4,12 +4,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srnas_fast.errors import InputError, require_whole
 from srnas_fast.mixed import MixedOp
-from srnas_fast.simplex import masked_softmax, sparsestmax
+from srnas_fast.simplex import masked_softmax, sparsestmax_tables
 from srnas_fast.spaces.hinas.genotype import WIDTHS, Genotype, derive_cell, derive_path, edges_of
 from srnas_fast.spaces.hinas.operations import ACTIVATIONS, CANDIDATES, SpatialPyramid, conv_bn
 
@@ -188,12 +187,10 @@ class Supernet(nn.Module):
         """
         if self.config.weights == "softmax":
             return self.alpha.softmax(dim=-1), masked_softmax(self.beta, self.legal), None
-        alpha, beta = self.alpha.flatten(0, 1), self.beta.masked_fill(~self.legal, -torch.inf)
-        logits = torch.cat([alpha, F.pad(beta, (0, alpha.shape[1] - beta.shape[1]), value=-torch.inf)])
+        tables = [self.alpha.flatten(0, 1), self.beta.masked_fill(~self.legal, -torch.inf)]
         radius = self.radius if self.config.weights == "sparsestmax" else 0.0
-        weights, support = sparsestmax(logits, radius, return_support=True)  # one call, and one transfer
-        alpha, beta = weights[: len(alpha)].view_as(self.alpha), weights[len(alpha) :, : beta.shape[1]]
-        return alpha, beta, support.tolist()
+        (alpha, candidates), (beta, moves) = sparsestmax_tables(tables, radius)
+        return alpha.view_as(self.alpha), beta, candidates + moves
 
     def architecture_weights(self) -> dict[str, tuple[list[str], Tensor]]:
         """For each group its column labels and its weights (rows, columns)."""
