@@ -17,7 +17,8 @@ class Space:
         name: as on the command line.
         supernet_config, supernet: ``supernet(supernet_config())`` is a module with ``architecture_parameters()``,
             ``network_parameters()``, ``architecture_weights()`` and ``genotype()``.
-        network_config, network: ``network(genotype, network_config())`` is the derived network, with ``reach``.
+        network_config, network: ``network(genotype, network_config())`` is the derived network, with ``reach``,
+            ``channels`` and ``smallest``.
         read_genotype: from the data of a JSON file; the result has ``save(path)``, ``graph()`` and a short text.
         random_genotype: a genotype drawn at random from a supernet configuration and a seed.
         task: what is done with images, and how results are measured.

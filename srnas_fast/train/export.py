@@ -17,7 +17,6 @@ from srnas_fast.errors import InputError
 from srnas_fast.files import replacing
 from srnas_fast.train.checkpoint import Trained
 from srnas_fast.train.load import NETWORK, load
-from srnas_fast.train.uses import use_of
 
 TOLERANCE = 1e-5  # of ONNX against PyTorch, on the [0, 1] scale
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
@@ -71,13 +70,13 @@ def _write_onnx(trained: Trained, file: Path, metadata: dict[str, str]) -> str:
         raise InputError(f"ONNX needs {', '.join(missing)}: pip install {' '.join(missing)}, or 'srnas-fast[onnx]'")
     import onnxruntime
 
-    network, use = trained.network, use_of(trained.space)
-    least = max(2, use.smallest)  # the exporter takes a size of 1 for a constant
+    network = trained.network
+    least = max(2, network.smallest)  # the exporter takes a size of 1 for a constant
     sides = {2 + i: torch.export.Dim(name, min=least) for i, name in enumerate(("height", "width"))}
     with _quiet():
         program = torch.onnx.export(
             network,
-            (torch.rand(1, use.channels, least + 30, least + 35),),
+            (torch.rand(1, network.channels, least + 30, least + 35),),
             input_names=["image"],
             output_names=["restored"],
             dynamic_shapes=(sides,),
@@ -89,7 +88,7 @@ def _write_onnx(trained: Trained, file: Path, metadata: dict[str, str]) -> str:
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     worst = 0.0
     for height, width in ((least, least + 2), (33, 47), (71, 40)):
-        image = torch.rand(1, use.channels, height, width, generator=torch.Generator().manual_seed(height))
+        image = torch.rand(1, network.channels, height, width, generator=torch.Generator().manual_seed(height))
         with torch.no_grad():
             expected = network(image).numpy()
         (found,) = session.run(None, {"image": image.numpy()})

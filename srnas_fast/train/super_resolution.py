@@ -14,7 +14,6 @@ from srnas_fast.data import benchmark_sets, resize
 from srnas_fast.errors import InputError
 from srnas_fast.metrics import LiveMemory, count_parameters, multi_adds, super_resolution_quality
 from srnas_fast.report import draw_comparison, print_skipped, save_table, show_table
-from srnas_fast.spaces.dlsr.layers import COLOURS, SMALLEST
 from srnas_fast.train.checkpoint import Trained
 from srnas_fast.train.tiles import upscale_in_tiles
 
@@ -37,7 +36,8 @@ def upscale_pixels(
     Any size; gray images go through as colour ones and come back gray.
 
     Args:
-        network: for RGB on the [0, 1] scale, with ``scale``, ``reach`` and ``grid``, in evaluation mode.
+        network: for RGB on the [0, 1] scale, with ``channels``, ``smallest``, ``scale``, ``reach`` and ``grid``; in
+            evaluation mode.
         pixels: on the [0, 255] scale.
         device: where the network is.
         tile: height and width in pixels in which larger images are cut, 0 for never; None cuts those in tiles of 512
@@ -45,8 +45,8 @@ def upscale_pixels(
         self_ensemble: the mean over the eight symmetries of the image, which takes eight times as long.
     """
     height, width, channels = pixels.shape
-    missing = [(0, max(0, SMALLEST - height)), (0, max(0, SMALLEST - width)), (0, 0)]
-    planes = np.pad(pixels, missing, mode="symmetric").repeat(COLOURS // channels, axis=2).transpose(2, 0, 1)
+    missing = [(0, max(0, network.smallest - height)), (0, max(0, network.smallest - width)), (0, 0)]
+    planes = np.pad(pixels, missing, mode="symmetric").repeat(network.channels // channels, axis=2).transpose(2, 0, 1)
     x = torch.from_numpy(np.ascontiguousarray(planes, np.float32) / 255)[None].to(device)
     if tile is None:
         tile = 0 if max(x.shape[-2:]) <= TILE or _fits(network, x) else TILE
@@ -56,7 +56,7 @@ def upscale_pixels(
 
     y = _mean_of_symmetries(upscale, x) if self_ensemble else upscale(x)
     y = y[0, :, : height * network.scale, : width * network.scale].permute(1, 2, 0).mul(255).cpu().numpy()
-    return y if channels == COLOURS else (y @ _GRAY)[..., None]
+    return y if channels == network.channels else (y @ _GRAY)[..., None]
 
 
 def evaluate_super_resolution(
@@ -139,9 +139,9 @@ def evaluate_super_resolution(
 def _costs(network: nn.Module, device: torch.device) -> tuple[int, int, int]:
     """Parameters; of an output of the papers' size Multi-Adds and the most bytes of tensors, beside the weights."""
     height, width = (side // network.scale for side in COUNTED_AT)
-    adds = multi_adds(network, torch.zeros(1, COLOURS, height, width, device=device))
+    adds = multi_adds(network, torch.zeros(1, network.channels, height, width, device=device))
     with LiveMemory() as memory:
-        network(torch.zeros(1, COLOURS, height, width, device=device))
+        network(torch.zeros(1, network.channels, height, width, device=device))
     return count_parameters(network), adds, memory.peak
 
 
@@ -162,7 +162,7 @@ def _mean_of_symmetries(upscale: Callable[[Tensor], Tensor], x: Tensor) -> Tenso
 def _fits(network: nn.Module, x: Tensor) -> bool:
     """Whether the free memory is surely enough for the whole image."""
     with LiveMemory() as memory:
-        network(torch.zeros(1, COLOURS, PROBE, PROBE, device=x.device))
+        network(torch.zeros(1, network.channels, PROBE, PROBE, device=x.device))
     needed = memory.peak * x.shape[2] * x.shape[3] / PROBE**2
     return 2 * needed <= _free_memory(x.device)  # twice: convolutions also need room that is not seen
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from srnas_fast.spaces import Denoising, Space, SuperResolution
-from srnas_fast.spaces.dlsr.layers import COLOURS, SMALLEST
 from srnas_fast.train.denoising import evaluate_denoising, restore_pixels
 from srnas_fast.train.super_resolution import evaluate_super_resolution, upscale_pixels
 
@@ -16,26 +15,21 @@ class Use:
 
     Args:
         name: for messages.
-        channels, smallest: of the images its networks take; pixels of the smaller side.
         restore: ``restore(network, pixels, device, tile)`` is the image that the network makes of an image.
         evaluate: measures networks, prints the table and returns its rows.
         options: keywords of ``evaluate`` that are the task's own.
     """
 
     name: str
-    channels: int
-    smallest: int
     restore: Callable[..., Any]
     evaluate: Callable[..., Any]
     options: tuple[str, ...]
 
 
 _USES = {
-    Denoising: Use("denoising", 1, 1, restore_pixels, evaluate_denoising, ("sigma", "nlm", "seed")),
+    Denoising: Use("denoising", restore_pixels, evaluate_denoising, ("sigma", "nlm", "seed")),
     SuperResolution: Use(
         "super-resolution",
-        COLOURS,
-        SMALLEST,
         upscale_pixels,
         evaluate_super_resolution,
         ("border", "self_ensemble"),

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from srnas_fast.errors import InputError, require_whole
 from srnas_fast.spaces.dlsr.genotype import FIRST_JOIN, Genotype
-from srnas_fast.spaces.dlsr.layers import GRID, SCALES, Cell, Head, Join, Place, Tail, act
+from srnas_fast.spaces.dlsr.layers import COLOURS, GRID, SCALES, SMALLEST, Cell, Head, Join, Place, Tail, act
 from srnas_fast.spaces.dlsr.operations import CANDIDATES
 
 
@@ -43,7 +43,8 @@ class DerivedNetwork(nn.Module):
     Shapes: images (N, 3, H, W), RGB on the [0, 1] scale, H and W from 15 up, in; (N, 3, scale * H, scale * W) out, not
     clipped.
 
-    ``scale``: how many times larger. ``grid``: pixels of which ``top`` and ``left`` must be multiples. ``reach``: the
+    ``channels``, ``smallest``: of the images it takes; pixels of the shorter side. ``scale``: how many times larger.
+    ``grid``: pixels of which ``top`` and ``left`` must be multiples. ``reach``: the
     pixels that a part should have around what is kept of its result. The attention looks further, but hardly: with so
     many, the result of the published tiny network is that of the whole image to 0.001/255, with half of them to
     0.2/255.
@@ -59,7 +60,7 @@ class DerivedNetwork(nn.Module):
     (torch.Size([1, 3, 30, 40]), 56268)
     """
 
-    grid, reach = GRID, 96
+    channels, smallest, grid, reach = COLOURS, SMALLEST, GRID, 96
 
     def __init__(self, genotype: Genotype, config: NetworkConfig):
         super().__init__()

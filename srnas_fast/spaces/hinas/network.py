@@ -78,6 +78,8 @@ class DerivedNetwork(nn.Module):
     torch.Size([1, 1, 9, 13])
     """
 
+    channels, smallest = 1, 1  # of the images it takes; pixels of the shorter side
+
     def __init__(self, genotype: Genotype, config: NetworkConfig):
         super().__init__()
         self.genotype, self.config = genotype, config
