@@ -89,8 +89,8 @@ def _probe(module: nn.Module, seen: dict[str, Any] | None, merge: bool) -> Findi
             if row_fits and form.index is not None:
                 break  # no table was meant
             for cut, given in _calls(form, module, seen):
-                if _holds_tensors(twin, cut):
-                    return Finding(None, f"it holds {_holds_tensors(twin, cut)} beside its candidates")
+                if held := _holds_tensors(twin, cut):
+                    return Finding(None, f"it holds {held} beside its candidates")
                 try:  # a wrong guess fails in ways of its own
                     with torch.no_grad():
                         _Call(twin.train(), given, _DRAWS[0], dtype, device).run()

@@ -7,13 +7,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # these two have no pu
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-# Private to torch, so looked for: without it every call takes the ordinary way.
-_transforming = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
-
-
-def transforms_are_on() -> bool:
-    """Whether a function transform of torch.func is at work, which knows our autograd functions not."""
-    return _transforming()
+# Whether a function transform of torch.func is at work, which does not know our autograd functions. Private to torch,
+# so looked for: without it every call takes the ordinary way.
+transforms_are_on = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 
 def autocast_is_on(tensor: torch.Tensor) -> bool:
@@ -28,7 +24,7 @@ def has_values(tensor: torch.Tensor) -> bool:
         type(tensor) not in (torch.Tensor, torch.nn.Parameter)
         or tensor.is_meta
         or isinstance(_get_current_dispatch_mode(), (FakeTensorMode, ProxyTorchDispatchMode))
-        or _transforming()
+        or transforms_are_on()
         or torch.compiler.is_compiling()
     )
 
@@ -45,7 +41,7 @@ def call(op: torch.library.CustomOpDef, first: torch.Tensor | Sequence[torch.Ten
         or type(tensor) not in (torch.Tensor, torch.nn.Parameter)
         or autocast_is_on(tensor)
         or _get_current_dispatch_mode() is not None
-        or _transforming()
+        or transforms_are_on()
         or torch.autograd.profiler._is_profiler_enabled
         or torch.compiler.is_compiling()
     )
