@@ -13,7 +13,7 @@ from srnas_fast.metrics import LiveMemory
 from srnas_fast.search import Bilevel, BilevelConfig, RunConfig
 from srnas_fast.search.bilevel import frozen
 from srnas_fast.search.run import to_device
-from srnas_fast.spaces import SPACES, find_space
+from srnas_fast.spaces import find_space
 from srnas_fast.spaces.hinas.operations import CANDIDATES, Zero
 
 
@@ -98,6 +98,19 @@ class Depthwise:
     shape: tuple[int, int, int, int]
 
 
+@dataclass(frozen=True)
+class Step:
+    """A search step of a space's paper supernet after the warm-up: architecture update, weight update."""
+
+    space: str
+    batch: int
+
+    @property
+    def graphs(self) -> int:
+        """Batches that the architecture learns from at once."""
+        return 1 + find_space(self.space).search_preset("paper")["search"].get("mixed_level", False)
+
+
 MIXED = {
     "hinas": Mixed(hinas, (24, 12, 64, 64)),
     "hinas-wide": Mixed(hinas, (6, 20, 64, 64)),
@@ -112,26 +125,45 @@ DEPTHWISE = {
     "multi-depthwise/3x3-dilated": Depthwise(3, 2, (4, 48, 48, 48)),
     "multi-depthwise/5x5-dilated": Depthwise(5, 2, (4, 48, 48, 48)),
 }
-STEPS = tuple(SPACES)
+STEPS = {
+    "hinas-search": Step("hinas-denoise", 6),
+    "dlsr-search/8": Step("dlsr-x2", 8),
+    "dlsr-search/64": Step("dlsr-x2", 64),
+}
+HEAVY = ("dlsr-32", "dlsr-search/64")  # the latter: 13 GB and minutes
 
 
 def chosen(given: list[str] | None, known: list[str]) -> list[str]:
-    """The cases to run: those given, a group by its name before the slash; else all, bar what only a GPU is for."""
-    if given:
-        return [name for name in known if name in given or name.split("/")[0] in given]
-    return [name for name in known if name not in ("dlsr-32", "dlsr-x2") or torch.cuda.is_available()]
+    """The cases to run: those given by their names, or by what stands before the slash in them; else all.
+
+    Without a GPU a heavy one runs only when its whole name is given.
+    """
+    light = [name for name in known if name not in HEAVY or torch.cuda.is_available()]
+    given = given or light
+    return [name for name in known if name in given or name in light and name.split("/")[0] in given]
+
+
+class TwoGraphs(Bilevel):
+    """The plain way, which is that of DLSR's published search: both graphs are alive when one backward pass begins, and
+    the weights get gradients, too."""
+
+    def architecture_step(self, given, target, also=()):
+        batches = [to_device(self.fabric, *batch) for batch in (*also, (given, target))]
+        losses = [self.loss(self.model(x), y) for x, y in batches]
+        self.architecture.zero_grad()
+        self.fabric.backward(sum(losses) + (self.penalty() if self.penalty else 0))
+        self.architecture.step()
 
 
 def search_step(
-    name: str, mixed_op: Callable[..., nn.Module], batch: int | None = None
+    step: Step, mixed_op: Callable[..., nn.Module], layout: torch.memory_format, way: type[Bilevel] = Bilevel
 ) -> tuple[nn.Module, Callable[[], None], Callable[[], int]]:
-    """One search step of a space's paper supernet (architecture update, weight update), and what its graph holds.
+    """The supernet, a function that does one search step, and one that tells what its graph holds.
 
-    Returns the supernet, the step, and a function that runs the weight step's forward pass and returns the bytes then
-    held. Default of the batch: the paper's.
+    The last one runs the weight step's forward pass and returns the bytes then held.
     """
     torch.manual_seed(0)
-    space = find_space(name)
+    space = find_space(step.space)
     preset = space.search_preset("paper")
     size, config = space.supernet_config(**preset["supernet"]), BilevelConfig(**preset["search"])
     task, fabric = space.task(space.data(**preset["data"]), size), RunConfig().fabric()
@@ -139,12 +171,14 @@ def search_step(
     if space.candidate_costs:
         cost = ComplexityLoss(space.candidate_costs(size, "params"))
         penalty = lambda: cost(supernet.candidate_weights())  # noqa: E731 as the search has it
-    search = Bilevel(fabric, supernet, space.loss(), config, penalty)
+    search = way(fabric, supernet, space.loss(), config, penalty)
+    supernet.to(memory_format=layout)
+    supernet.register_forward_pre_hook(lambda _, images: (images[0].contiguous(memory_format=layout),))
     stream = task.stream(task.images("search")[0], 0, "weights")
-    given, target = default_collate([stream[n] for n in range(batch or task.data.batch)])
+    given, target = default_collate([stream[n] for n in range(step.batch)])
     also = [(given, target)] if config.mixed_level else []
 
-    def step() -> None:
+    def work() -> None:
         search.architecture_step(given, target, also)
         search.weight_step(given, target, epoch=0)
 
@@ -154,4 +188,4 @@ def search_step(
             y = supernet(x)  # noqa: F841 it is what holds the graph
             return graph.held()
 
-    return supernet, step, held
+    return supernet, work, held

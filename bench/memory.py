@@ -12,7 +12,8 @@ bench/results/memory.csv.
     error        of the gradients against float64: the largest |g - g64| over the largest |g64|, norms per gradient,
                  median of five draws
 
-A search step has the bytes held after the weight step's forward pass and the peak of the whole step.
+A search step has the bytes held after the weight step's forward pass, which learns no architecture, and the peak of
+the whole step.
 """
 
 import argparse
@@ -29,8 +30,8 @@ from multiprocessing import get_context
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from cases import MIXED, STEPS, Mixed, chosen, search_step
-from peers import COMPILED, DEVICE, LAYOUTS, PEERS, STEP_LAYOUT, STEP_PEERS, Job, mixed_job, reason
+from cases import MIXED, STEPS, Mixed, Step, chosen, search_step
+from peers import ALL_PEERS, COMPILED, DEVICE, LAYOUTS, PEERS, STEP_PEERS, Job, mixed_job, reason, step_peers
 from rows import RESULTS, Row, report, where
 from srnas_fast.metrics import LiveMemory
 
@@ -141,9 +142,10 @@ def resident(case: Mixed, peer: str, layout: str, unit: int) -> Row:
     return {"resident, MiB": growth / MiB, "resident, U": growth / unit}
 
 
-def measure_step(name: str, peer: str) -> Row:
+def measure_step(case: Step, peer: str, layout: str) -> Row:
     """Bytes held by the weight step's graph, and the peak of the whole step."""
-    _, step, held = search_step(name, PEERS[peer])
+    mixed_op, way = STEP_PEERS[peer]
+    _, step, held = search_step(case, mixed_op, LAYOUTS[layout], way)
     step()  # the optimisers' states exist from now on: they are no part of a step's peak
     with LiveMemory() as memory:
         step()
@@ -161,28 +163,29 @@ def attempt(measure, *arguments) -> Row:
 def mixed_rows(case: Mixed, peers: list[str]) -> list[Row]:
     torch.compiler.reset()  # the code compiled for one case is none of the next one's
     exact = gradients_of(mixed_job(case, "eager", "NCHW", torch.float64))
-    keys = [(peer, layout) for peer in peers for layout in LAYOUTS]
+    keys = [(peer, layout) for peer in peers if peer in PEERS for layout in LAYOUTS]
     return [{"peer": key[0], "layout": key[1]} | attempt(measure_mixed, case, *key, exact) for key in keys]
 
 
-def step_rows(name: str, peers: list[str]) -> list[Row]:
-    steps = [peer for peer in peers if peer in STEP_PEERS]
-    return [{"peer": peer, "layout": STEP_LAYOUT} | attempt(measure_step, name, peer) for peer in steps]
+def step_rows(case: Step, peers: list[str]) -> list[Row]:
+    keys = step_peers(case, peers)
+    return [{"peer": key[0], "layout": key[1]} | attempt(measure_step, case, *key) for key in keys]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cases = [*MIXED, *STEPS]
-    parser.add_argument("--case", choices=cases, action="append", help="again for more; default: all")
-    parser.add_argument("--peer", choices=PEERS, action="append", help="again for more; default: all")
+    groups = dict.fromkeys([*cases, *(name.split("/")[0] for name in cases)])
+    parser.add_argument("--case", choices=groups, action="append", help="again for more; default: all")
+    parser.add_argument("--peer", choices=ALL_PEERS, action="append", help="again for more; default: all")
     arguments = parser.parse_args()
-    peers, place = arguments.peer or list(PEERS), where()
+    peers, place = arguments.peer or ALL_PEERS, where()
     for case in chosen(arguments.case, cases):
         if case in MIXED:
             shape = "x".join(map(str, MIXED[case].shape))
             what, rows = f"one mixed operation, x {shape}", mixed_rows(MIXED[case], peers)
         else:
-            what, rows = "one search step", step_rows(case, peers)
+            what, rows = f"one search step, batch {STEPS[case].batch}", step_rows(STEPS[case], peers)
         report(case, what, rows, FIGURES, place, RESULTS / "memory.csv")
 
 

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cases import Depthwise, Mixed
+from cases import Depthwise, Mixed, Step, TwoGraphs
 from srnas_fast import MixedOp
 from srnas_fast.mixed import PlainMixedOp
 from srnas_fast.primitives import multi_depthwise
+from srnas_fast.search import Bilevel
 from srnas_fast.search.run import memory_format
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -64,8 +65,19 @@ PEERS: dict[str, Callable[..., nn.Module]] = {
     "srnas_fast-unmerged": partial(MixedOp, merge=False),
 }
 COMPILED = ("compile", "compile-budget")
-STEP_PEERS = [peer for peer in PEERS if peer not in COMPILED]
+TWO_GRAPHS = "two graphs"
+STEP_PEERS: dict[str, tuple[Callable[..., nn.Module], type[Bilevel]]] = {
+    TWO_GRAPHS: (PlainMixedOp, TwoGraphs),
+    **{peer: (op, Bilevel) for peer, op in PEERS.items() if peer not in COMPILED},
+}
+ALL_PEERS = [*PEERS, TWO_GRAPHS]
 STEP_LAYOUT = next(name for name, layout in LAYOUTS.items() if layout is memory_format(DEVICE))  # the search's choice
+
+
+def step_peers(step: Step, asked: Iterable[str]) -> list[tuple[str, str]]:
+    """Those of the asked that can do a search step, each in every layout."""
+    able = [peer for peer in asked if peer in STEP_PEERS and (peer != TWO_GRAPHS or step.graphs > 1)]
+    return [(peer, layout) for peer in able for layout in LAYOUTS]
 
 
 def now() -> float:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cases import DEPTHWISE, MIXED, STEPS
-from peers import LAYOUTS, PEERS
+from peers import ALL_PEERS, LAYOUTS
 from rows import RESULTS, read
 from sparsity import ITSELF
 from srnas_fast.report.colours import COLOURS
@@ -19,8 +19,8 @@ Rows = list[dict[str, str]]
 OURS, OTHERS, PALE = COLOURS[1], COLOURS[6], 0.35
 SPARSE_PANELS = [  # case, what goes up, what the axis says
     ("sparsity/dlsr", "of faster eager", "step, of eager's with all alive"),
-    ("sparsity/hinas-denoise", "of faster eager", "step, of eager's with all alive"),
-    ("sparsity/hinas-denoise", "held, MiB", "held between forward and backward, MiB"),
+    ("sparsity/hinas-search", "of faster eager", "step, of eager's with all alive"),
+    ("sparsity/hinas-search", "held, MiB", "held between forward and backward, MiB"),
     ("simplex", "step, ms", "forward and backward of the map, ms"),
 ]
 
@@ -32,7 +32,7 @@ def comparable(rows: Rows) -> Rows:
 
 def newest(rows: Rows) -> dict[str, Rows]:
     """By case, the last measured row of each peer and layout, without those that failed."""
-    cases, peers, layouts = [*MIXED, *DEPTHWISE, *STEPS], list(PEERS), list(LAYOUTS)
+    cases, peers, layouts = [*MIXED, *DEPTHWISE, *STEPS], ALL_PEERS, list(LAYOUTS)
     last = {
         (cases.index(row["case"]), peers.index(row["peer"]), layouts.index(row["layout"])): row
         for row in comparable(rows)

@@ -14,8 +14,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from cases import DEPTHWISE, MIXED, STEPS, Depthwise, Mixed, chosen, search_step
-from peers import LAYOUTS, PEERS, STEP_LAYOUT, STEP_PEERS, depthwise_job, mixed_job, now, reason
+from cases import DEPTHWISE, MIXED, STEPS, Depthwise, Mixed, Step, chosen, search_step
+from peers import ALL_PEERS, LAYOUTS, PEERS, STEP_PEERS, depthwise_job, mixed_job, now, reason, step_peers
 from rows import RESULTS, Row, report, where
 from sparsity import FIGURES as SPARSITY_FIGURES
 from sparsity import SPARSITY, rows_of
@@ -52,8 +52,9 @@ def depthwise(case: Depthwise, peer: str, layout: str) -> Work:
     return work
 
 
-def search(name: str, peer: str) -> Work:
-    _, step, _ = search_step(name, PEERS[peer])
+def search(case: Step, peer: str, layout: str) -> Work:
+    mixed_op, way = STEP_PEERS[peer]
+    _, step, _ = search_step(case, mixed_op, LAYOUTS[layout], way)
 
     def work() -> dict[str, float]:
         begun = now()
@@ -111,13 +112,15 @@ def total(passes: list[dict[str, float]], percent: float) -> float:
 def makers_of(case: str, peers: list[str]) -> tuple[str, dict[Key, Callable[[], Work]]]:
     """What a case measures, and how each of its peers is made."""
     if case in STEPS:
-        steps = [peer for peer in peers if peer in STEP_PEERS]
-        return "one search step", {(peer, STEP_LAYOUT): partial(search, case, peer) for peer in steps}
+        step = STEPS[case]
+        makers = {key: partial(search, step, *key) for key in step_peers(step, peers)}
+        return f"one search step, batch {step.batch}", makers
     if case in MIXED:
         what, work, one = "forward and backward", mixed, MIXED[case]
     else:
         what, work, one = "backward", depthwise, DEPTHWISE[case]
         peers = [peer for peer in peers if peer in ("eager", "srnas_fast")]
+    peers = [peer for peer in peers if peer in PEERS]
     makers = {(peer, layout): partial(work, one, peer, layout) for peer in peers for layout in LAYOUTS}
     return f"{what}, x {'x'.join(map(str, one.shape))}", makers
 
@@ -127,10 +130,10 @@ def main() -> None:
     cases = [*MIXED, *DEPTHWISE, *STEPS, *SPARSITY]
     groups = dict.fromkeys([*cases, *(name.split("/")[0] for name in cases)])
     parser.add_argument("--case", choices=groups, action="append", help="again for more; default: all")
-    parser.add_argument("--peer", choices=PEERS, action="append", help="again for more; default: all")
+    parser.add_argument("--peer", choices=ALL_PEERS, action="append", help="again for more; default: all")
     parser.add_argument("--rounds", type=int, help="default: 15, of search steps 3, of sparsity/dlsr 5")
     arguments = parser.parse_args()
-    peers, place = arguments.peer or list(PEERS), where()
+    peers, place = arguments.peer or ALL_PEERS, where()
     for case in chosen(arguments.case, cases):
         if case in SPARSITY:
             what, rows = rows_of(case, peers, arguments.rounds)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
@@ -31,19 +32,22 @@ def bench(code):
 
 def test_the_cases_are_those_published():
     result = bench("""
+import torch
 from cases import MIXED, chosen
 sizes = {name: [sum(p.numel() for p in op.parameters()) for op in case.candidates(case.shape[1])]
          for name, case in MIXED.items()}
 result = [sizes, chosen(None, ["dlsr", "dlsr-32"]), chosen(["dlsr-32"], ["dlsr", "dlsr-32"]),
-          chosen(["multi-depthwise"], ["dlsr", "multi-depthwise/7x7"])]
+          chosen(["multi-depthwise"], ["dlsr", "multi-depthwise/7x7"]),
+          chosen(["dlsr-search"], ["dlsr", "dlsr-search/8", "dlsr-search/64"]), torch.cuda.is_available()]
 """)
-    sizes, on_its_own, asked_for, group = result
+    sizes, on_its_own, asked_for, group, steps, gpu = result
     assert sizes["dlsr"] == sizes["dlsr-32"] == [2304, 20736, 57600, 112896, 5472, 7008, 9312, 2736, 3504]
     assert sizes["hinas"] == [9 * 144, 2 * (9 + 12) * 12, 2 * (25 + 12) * 12, 9 * 144, 25 * 144, 0, 0]
     assert sizes["pc-darts"] == [0, 0, 0, 0, 2 * (9 + 16) * 16, 2 * (25 + 16) * 16, (9 + 16) * 16, (25 + 16) * 16]
     assert "dlsr" in on_its_own
     assert asked_for == ["dlsr-32"]
     assert group == ["multi-depthwise/7x7"]
+    assert steps == ["dlsr-search/8"] or gpu
 
 
 def test_what_eager_keeps_is_what_was_published_and_both_trackers_see_it():
@@ -174,6 +178,41 @@ result = [what, rows, sparsity.supports(9)]
     assert min(rows[26]["of faster eager"], rows[35]["of faster eager"]) == 1
 
 
+def test_the_plain_way_of_a_mixed_level_step_does_the_same_with_both_graphs_alive():
+    result = bench("""
+from dataclasses import replace
+from functools import partial
+import torch, cases, peers, memory, speed
+space = cases.find_space("dlsr-x2")
+small = partial(space.supernet_config, width=4, cells=3)
+of_one_level = peers.step_peers(cases.STEPS["hinas-search"], ["two graphs", "compile"])
+cases.find_space = lambda name: replace(space, supernet_config=small, data=partial(space.data, patch=40))
+step = cases.Step("dlsr-x2", 2)
+moved = {}
+for peer, (op, way) in peers.STEP_PEERS.items():
+    for name, layout in peers.LAYOUTS.items():
+        seen = []
+        supernet, work, _ = cases.search_step(step, op, layout, way)
+        supernet.cells[0].register_forward_hook(lambda cell, x, y: seen.append(y.is_contiguous(memory_format=layout)))
+        work()
+        moved[peer + " " + name] = [supernet.alpha.grad.tolist(), seen]
+rows = memory.step_rows(step, ["two graphs", "eager", "srnas_fast"])
+peers.STEP_PEERS = {name: peers.STEP_PEERS[name] for name in ("two graphs", "eager")}
+keys = peers.step_peers(step, ["two graphs", "eager"])
+times = speed.measure({key: partial(speed.search, step, *key) for key in keys}, 1)
+result = [moved, rows, times, of_one_level]
+""")
+    moved, rows, times, of_one_level = result
+    first, *others = [np.array(gradient) for gradient, _ in moved.values()]
+    assert len(others) == 9 and np.abs(first).max() > 0.01
+    assert all(np.abs(other - first).max() < 1e-4 * np.abs(first).max() for other in others)
+    assert all(len(seen) == 3 and all(seen) for _, seen in moved.values())  # the layout asked for
+    peaks = {row["peer"]: row["peak, MiB"] for row in rows if row["layout"] == "NCHW"}
+    assert peaks["two graphs"] > 1.7 * peaks["eager"] > 3 * peaks["srnas_fast"] > 0
+    assert [row["peer"] for row in times] == ["two graphs"] * 2 + ["eager"] * 2 and not of_one_level
+    assert all(row["total, ms"] > 0 for row in times)
+
+
 def test_sparse_search_steps():
     result = bench("""
 from dataclasses import replace
@@ -183,7 +222,7 @@ space = cases.find_space("hinas-denoise")
 small = partial(space.supernet_config, filters=2, layers=2, nodes=2)
 cases.find_space = lambda name: replace(space, supernet_config=small, data=partial(space.data, patch=16))
 sparsity.BATCH, sparsity.RADII = 1, (0.0, 1.0)
-result = sparsity.rows_of("sparsity/hinas-denoise", ["eager", "srnas_fast"], 1)[1]
+result = sparsity.rows_of("sparsity/hinas-search", ["eager", "srnas_fast"], 1)[1]
 """)
     assert [(row["peer"], row["weights"]) for row in result] == [
         (peer, weights)
@@ -232,7 +271,7 @@ rows.report("hinas", "tiny", [eager | {{"total, ms": 3.0}}], speed.FIGURES, plac
 speed.RESULTS, sys.argv = results, ["speed.py", "--case", "simplex", "--rounds", "1"]
 speed.main()
 line = {{"weights": "4 of 9", "live": 4 / 9, "step, ms": 1.0, "of faster eager": 0.5, "held, MiB": 2.0}}
-for case in ("sparsity/dlsr", "sparsity/hinas-denoise"):
+for case in ("sparsity/dlsr", "sparsity/hinas-search"):
     rows.report(case, "tiny", [eager | line], sparsity.FIGURES, place, results / "sparsity.csv")
 plot.main()
 try:
@@ -248,7 +287,7 @@ except SystemExit as refused:
     assert rows[-2]["peak, U"] == "1.23457" and rows[-1]["note"] == "failed" and rows[-1]["peak, U"] == ""
     with open(tmp_path / "results" / "sparsity.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["case"] for row in rows[-20:]] == 18 * ["simplex"] + ["sparsity/dlsr", "sparsity/hinas-denoise"]
+    assert [row["case"] for row in rows[-20:]] == 18 * ["simplex"] + ["sparsity/dlsr", "sparsity/hinas-search"]
     assert rows[-1]["weights"] == "4 of 9" and rows[-1]["p20, ms"] == ""
     for name in ("memory", "speed", "sparsity"):
         picture = tmp_path / "results" / f"{name}.png"
