@@ -1,6 +1,7 @@
 """The one exception for what a user can mend, and the checks of numbers that raise it."""
 
 import math
+from numbers import Integral
 from typing import Any
 
 
@@ -18,7 +19,7 @@ class InputError(ValueError):
 
 
 def require_whole(settings: Any, group: str, **least: int) -> None:
-    """Refuse a field of a configuration that is below its least whole number.
+    """Refuse a field of a configuration that is no whole number, or below its least one.
 
     Args:
         settings: has the fields.
@@ -29,8 +30,9 @@ def require_whole(settings: Any, group: str, **least: int) -> None:
         InputError: names the field, its value and what is accepted.
     """
     for name, bound in least.items():
-        if getattr(settings, name) < bound:
-            raise InputError(f"{group}{name} is {getattr(settings, name)}; give a whole number from {bound} up")
+        value = getattr(settings, name)
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < bound:
+            raise InputError(f"{group}{name} is {value!r}; give a whole number from {bound} up")
 
 
 def require_number(settings: Any, group: str, above: list[str], least: list[str]) -> None:

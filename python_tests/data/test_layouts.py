@@ -37,6 +37,15 @@ def test_edsr(tmp_path):
     assert below(tmp_path, training_paths([tmp_path], 4))["0001.png"][1] is None
 
 
+def test_div2k_s_images_for_validation_are_measured_on_but_not_learnt_from(tmp_path):
+    touch(tmp_path, "DIV2K_train_HR/0001.png", "DIV2K_train_HR/0801.png")
+    measured = benchmark_paths(tmp_path / "DIV2K_train_HR", 2)
+    assert [pair.name for pair in measured["DIV2K_train_HR"]] == ["0001.png", "0801.png"]
+    (tmp_path / "DIV2K_train_HR/0001.png").unlink()
+    with pytest.raises(InputError, match="DIV2K_train_HR has none of the images 1 to 800 of DIV2K"):
+        training_paths([tmp_path], 2)
+
+
 def test_basicsr_takes_the_pieces(tmp_path):
     touch(tmp_path, "DIV2K_train_HR/0001.png", "DIV2K_train_LR_bicubic/X4/0001x4.png")
     touch(tmp_path, "DIV2K_train_HR_sub/0001_s001.png", "DIV2K_train_HR_sub/0801_s001.png")
@@ -92,11 +101,10 @@ def test_low_resolution_images_are_never_taken_for_whole_ones(tmp_path):
     for name in ("LR/1.png", "LRbicx4/1.png", "My_LR_bicubic/X2/1.png", "image_SRF_2/img_001_SRF_2_LR.png"):
         root = tmp_path / name.replace("/", "-")
         touch(root, "whole/1.png", name)
-        for find in (training_paths, benchmark_paths):
-            with pytest.raises(
-                InputError, match=f"low-resolution images .{name}.*not known; looked for DIV2K_train_HR"
-            ):
-                find([root] if find is training_paths else root, 2)
+        with pytest.raises(InputError, match=f"low-resolution images .{name}.*not known; looked for DIV2K_train_HR"):
+            training_paths([root], 2)
+        with pytest.raises(InputError, match=f"low-resolution images .{name}.*not known; looked for the test sets"):
+            benchmark_paths(root, 2)
     touch(tmp_path / "good", "COLR/1.png", "a/SLR_photo.png")
     assert len(training_paths([tmp_path / "good"], 2)) == 2
 
@@ -106,8 +114,9 @@ def test_what_was_looked_for_is_said(tmp_path):
     touch(tmp_path, "empty/notes.txt")
     with pytest.raises(InputError, match="no images in this folder.*DIV2K_train_HR.*GTmod12.*BSDS500.*any depth"):
         training_paths([tmp_path / "empty"], 2)
-    with pytest.raises(InputError, match="any depth; looked for the test sets Set5, Set14, B100, Urban100, Manga109"):
+    with pytest.raises(InputError, match="looked for the test sets Set5, Set14, B100, Urban100, Manga109") as told:
         benchmark_paths(tmp_path / "empty", 2)
+    assert "DIV2K_train_HR" not in str(told.value)
     for find in (lambda root: training_paths([root], 2), lambda root: benchmark_paths(root, 2)):
         with pytest.raises(InputError, match="nowhere: no such file or folder"):
             find(tmp_path / "nowhere")

@@ -185,12 +185,12 @@ def test_digest_sees_names_pixels_and_scale(tmp_path):
 def test_pairs_for_roots_and_photographs(tmp_path):
     written(tmp_path / "one", (64, 70), (30, 64), (80, 90))
     written(tmp_path / "two", (90, 64))
-    found = pairs_for(SuperResolutionData(root=[str(tmp_path / "one"), str(tmp_path / "two")]), "search")
+    found = pairs_for(SuperResolutionData(root=[str(tmp_path / "one"), str(tmp_path / "two")]), 2, "search")
     assert [image.name for image in found.images] == ["one/0.png", "one/2.png", "two/0.png"]
     assert len(found.skipped) == 1 and "64x30 pixels, smaller than 64x64" in found.skipped[0]
     assert [len(part) for part in split_for_search(found.images, seed=0)] == [1, 1, 1]
     for split, count in (("search", 8), ("train", 11), ("test", 4)):
-        images = pairs_for(SuperResolutionData(scale=3), split).images
+        images = pairs_for(SuperResolutionData(), 3, split).images
         assert len(images) == count
         lr, hr = images[0].centre(99)
         assert lr.shape == (33, 33, 3) and hr.shape == (99, 99, 3)
@@ -229,7 +229,7 @@ def test_patches_are_the_eight_symmetries_of_crops_of_both():
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_streams_resume_bit_for_bit_whatever_the_workers_and_the_memory(tmp_path):
     paths = written(tmp_path, (40, 57), (33, 36))
-    data = SuperResolutionData(patch=12, scale=3)
+    data = SuperResolutionData(patch=12)
     kept, cached = load_pairs(paths, 3), load_pairs(paths, 3, 0, tmp_path / "cache")
     patches = PairStream(kept.images, data, 0, "weights")
     whole = list(loader(patches, 0, 6, batch=4))
@@ -254,10 +254,10 @@ def test_every_image_is_used():
 
 
 def test_a_patch_may_be_the_whole_image_or_one_pixel():
-    patches = PairStream([pair(8, 8, 4)], SuperResolutionData(patch=8, scale=4), 0, "weights")
+    patches = PairStream([pair(8, 8, 4)], SuperResolutionData(patch=8), 0, "weights")
     lr, hr = pair(8, 8, 4).whole()
     assert float(patches[7][1].sum()) == pytest.approx(hr.sum() / 255) and patches[7][0].shape == (3, 2, 2)
-    assert PairStream([pair(4, 4, 4)], SuperResolutionData(patch=4, scale=4), 0, "weights")[0][0].shape == (3, 1, 1)
+    assert PairStream([pair(4, 4, 4)], SuperResolutionData(patch=4), 0, "weights")[0][0].shape == (3, 1, 1)
 
 
 def test_stream_refuses_what_it_cannot_use():
@@ -266,14 +266,16 @@ def test_stream_refuses_what_it_cannot_use():
         PairStream([], data, 0, "weights")
     with pytest.raises(InputError, match=r"b \(40x14\) is smaller than the 16-pixel patch"):
         PairStream([pair(16, 16), pair(15, 40, name="b")], data, 0, "weights")
-    with pytest.raises(InputError, match="a is a pair of scale 3, but data.scale is 2"):
-        PairStream([pair(48, 48, 3)], data, 0, "weights")
+    with pytest.raises(InputError, match="b is a pair of scale 3, a one of scale 2; give pairs of one scale"):
+        PairStream([pair(48, 48), pair(48, 48, 3, name="b")], data, 0, "weights")
+    with pytest.raises(InputError, match="data.patch is 2; give a whole number from the scale 3 up"):
+        PairStream([pair(48, 48, 3)], SuperResolutionData(patch=2), 0, "weights")
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("scale", 1), ("patch", 0), ("patch", 1), ("batch", 0), ("repeat", 0), ("memory", -1), ("workers", -1)]
-    + [("validation_crop", -1), ("validation_crop", 18)],
+    [("patch", 0), ("patch", 1.5), ("batch", 0), ("batch", True), ("repeat", 0), ("memory", -1), ("workers", -1)]
+    + [("validation_crop", -1)],
 )
 def test_values_out_of_range_are_refused(field, value):
     with pytest.raises(InputError, match=f"data.{field} is {value}; give"):
@@ -282,10 +284,10 @@ def test_values_out_of_range_are_refused(field, value):
 
 def test_defaults_are_the_papers_and_one_root_will_do():
     data = SuperResolutionData()
-    assert (data.root, data.scale, data.patch, data.batch) == ([], 2, 64, 64)
+    assert (data.root, data.patch, data.batch) == ([], 64, 64)
     assert data.steps(3000) == 985  # 1000 times a batch of 64 goes 21 times into 3000 images
     assert SuperResolutionData(root="a").root == ["a"] and SuperResolutionData(root=None).root == []
-    lr, hr = PairStream([pair(128, 150, 3)], SuperResolutionData(scale=3, patch=128), 0, "weights")[0]
+    lr, hr = PairStream([pair(128, 150, 3)], SuperResolutionData(patch=128), 0, "weights")[0]
     assert lr.shape == (3, 42, 42) and hr.shape == (3, 126, 126)
 
 

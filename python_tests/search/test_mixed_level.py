@@ -3,21 +3,22 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
 from torch import nn
 
 from srnas_fast.cli import main
-from srnas_fast.data import SuperResolutionData
+from srnas_fast.data import ImagePair, SuperResolutionData, split_for_search
 from srnas_fast.errors import InputError
 from srnas_fast.losses import ComplexityLoss
 from srnas_fast.metrics import LiveMemory, multi_adds
 from srnas_fast.search import Bilevel, BilevelConfig, ComplexityConfig, RunConfig
 from srnas_fast.search import search as search_images
 from srnas_fast.spaces import SuperResolution, find_space
-from srnas_fast.spaces.dlsr import DerivedNetwork, Genotype, NetworkConfig, Supernet, SupernetConfig
-from srnas_fast.train import TrainConfig
+from srnas_fast.spaces.dlsr import SPACE, DerivedNetwork, Genotype, NetworkConfig, Supernet, SupernetConfig
+from srnas_fast.train import TrainConfig, export
 
 TINY = SupernetConfig(width=4, cells=4)
 READINGS = ("seconds", "memory_now", "memory_peak")
@@ -50,7 +51,7 @@ def test_the_gradient_is_the_sum_of_those_of_both_batches_and_of_the_complexity(
     parts = [torch.autograd.grad(loss, logits) for loss in losses]
     weights = net.alpha.softmax(-1)
     costs = torch.tensor(net.candidate_costs(TINY, "params")).float()
-    complexity = 2.0 * TINY.cells * (weights @ (costs / costs.sum())).sum()  # each row stands in every cell
+    complexity = 2.0 * (weights @ (costs / costs.sum())).sum()
     (of_complexity,) = torch.autograd.grad(complexity, net.alpha)
 
     total = search.architecture_step(*held_out, also=[seen])
@@ -186,20 +187,48 @@ def test_super_resolution_is_searched_and_its_network_trained_and_resumed(monkey
         assert all(torch.equal(a[part][name], b[part][name]) for name in a[part])
     assert not torch.equal(a["network"]["head.conv.weight"], a["learning"]["head.conv.weight"])
 
+    epochs = [json.loads(line)["epoch"] for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert set(epochs) == {1}  # 21 patches of each of 10 photographs, two a step
+
     x4 = tmp_path / "x4"
     larger = ["--network.scale", "4", "--data.patch", "64", "--data.validation_crop", "96", "--train.iterations", "1"]
-    start = ["--train.start_from", str(whole), "--train.learning_rate", "1e-9"]
+    exported = export(whole, tmp_path / "x2.safetensors")
+    start = ["--train.start_from", exported, "--train.learning_rate", "1e-9"]
     assert main(["train", str(searched), *common, *larger, *start, "--out", str(x4)]) == 0
     started = torch.load(x4 / "checkpoint.pt", weights_only=True)
-    assert started["config"]["data"]["scale"] == 4
+    assert "scale" not in started["config"]["data"]  # it is the network's
     torch.testing.assert_close(started["network"]["head.conv.weight"], a["network"]["head.conv.weight"])
     assert started["network"]["tail.upsample.weight"].shape[0] == 48
 
 
-def test_the_data_have_the_scale_of_the_network():
-    assert SuperResolution(SuperResolutionData(), NetworkConfig(scale=3)).data.scale == 3
-    with pytest.raises(InputError, match="data.scale is 4"):
-        SuperResolution(SuperResolutionData(scale=4), NetworkConfig(scale=3))
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_patches_and_crops_have_the_scale_of_the_network_and_are_as_large_as_it_needs(scale):
+    size, least = NetworkConfig(scale=scale), 15 * scale
+    task = SuperResolution(SuperResolutionData(patch=least, validation_crop=least), size)
+    images = task.images("train")[0]
+    lr, hr = task.pairs(images[:1], seed=0)[0]
+    assert lr.shape == (15, 15, 3) and hr.shape == (least, least, 3)
+    assert task.stream(images, 0, "train")[0][0].shape == (3, 15, 15)
+    for field in ("patch", "validation_crop"):
+        with pytest.raises(InputError, match=f"data.{field} is {least - 1}; give {least} or more"):
+            SuperResolution(SuperResolutionData(**{field: least - 1}), size)
+    assert SuperResolution(SuperResolutionData(validation_crop=0), size).pairs(images[:1], 0)[0][0].shape[0] > 15
+
+
+def test_the_presets_run_at_every_scale():
+    for presets, config in ((SPACE.search_presets, SupernetConfig), (SPACE.train_presets, NetworkConfig)):
+        for preset in presets.values():
+            for scale in (2, 3, 4):
+                SuperResolution(SuperResolutionData(**preset.get("data", {})), config(scale=scale))
+
+
+def test_images_are_shared_as_in_the_paper():
+    images = [ImagePair(f"{i:04}", 2, (1, 1), np.zeros((2, 2, 3), np.uint8)) for i in range(3450)]
+    task = SuperResolution(SuperResolutionData(), SupernetConfig())
+    weights, architecture, validation = split_for_search(images, 0, task.architecture_share)
+    assert (len(weights), len(architecture), len(validation)) == (2940, 441, 69)  # the paper: 3000 and 450
+    assert task.steps(len(weights)) == 965  # the paper: about 984
+    assert [len(part) for part in split_for_search(images[:3], 0, task.architecture_share)] == [1, 1, 1]
 
 
 def test_a_space_without_costs_refuses_the_term():

@@ -302,6 +302,22 @@ def test_autocast_stays_close():
         torch.testing.assert_close(lowered, net(x), atol=0.02 * net(x).abs().max().item(), rtol=0)
 
 
+@pytest.mark.parametrize("place", [(3, 0, 40, 40), (-6, 0, 40, 40), (24, 0, 40, 40), (0, 24, 40, 40)])
+def test_parts_off_the_grid_or_beyond_the_image_are_refused(place):
+    net = DerivedNetwork(BETA21, NetworkConfig(width=4))
+    with pytest.raises(InputError, match="give a part of the image that starts at multiples of 6 pixels"):
+        net(torch.rand(1, 3, 20, 20), place)
+
+
+def test_a_cell_s_output_is_held_no_longer_than_it_is_read():
+    net = DerivedNetwork(BETA21, NetworkConfig(width=8)).eval()
+    x = torch.rand(1, 3, 60, 70)
+    with torch.no_grad(), LiveMemory() as memory:
+        net(x)
+    unit = 8 * 60 * 70 * 4
+    assert memory.peak < 11.5 * unit  # 13.5 where all outputs are kept to the end
+
+
 def test_parts_that_know_their_place_make_the_whole_image():
     torch.manual_seed(0)
     net = DerivedNetwork(BETA21, NetworkConfig(width=8, scale=3)).eval()
@@ -354,7 +370,7 @@ def test_the_logits_tell_equal_sparse_weights_apart():
     with torch.no_grad():
         net.beta.copy_(torch.tensor([[0, 1, 9], [2, 0, 1], [0.1, 0.9, 1]]).repeat(1, 2)[:, :4])
         net.beta[2] = torch.tensor([0.3, 0.2, 1.5, 0.1])
-    assert net.genotype().inputs == [(1, 2), (1, 3), (1, 3)]
+    assert net.genotype().inputs == ((1, 2), (1, 3), (1, 3))
 
 
 def test_genotype_round_trip_text_and_picture(tmp_path):
@@ -377,14 +393,19 @@ GOOD = {"operations": ["conv_1x1", "sep_conv_7x7", "sep_conv_5x5"], "inputs": [[
         (GOOD | {"operations": ["conv_1x1", "sep_conv_7x7"]}, "needs 3 of"),
         (GOOD | {"operations": ["conv_1x1", "sep_conv_7x7", "warp"]}, "warp"),
         (GOOD | {"operations": "conv_1x1"}, "needs 3 of"),
-        (GOOD | {"inputs": []}, "no inputs"),
+        (GOOD | {"operations": dict.fromkeys(GOOD["operations"])}, "needs 3 of"),
+        (GOOD | {"inputs": []}, r"inputs are \[\]; cells from the third on need 2"),
+        (GOOD | {"inputs": {"12": 1}}, "cells from the third on need 2"),
+        (GOOD | {"inputs": ["12"]}, "inputs of cell 3"),
+        (GOOD | {"inputs": [[1.7, 2]]}, "inputs of cell 3"),
+        (GOOD | {"inputs": [[True, 2]]}, "inputs of cell 3"),
         (GOOD | {"inputs": [[1, 2], [2, 4]]}, "inputs of cell 4"),
         (GOOD | {"inputs": [[0, 1]]}, "inputs of cell 3"),
         (GOOD | {"inputs": [[1, 1]]}, "inputs of cell 3"),
         (GOOD | {"inputs": [[1, 2], [1, 2, 3]]}, "inputs of cell 4"),
         (GOOD | {"inputs": [[1], [1, 2]]}, "inputs of cell 3"),
-        (GOOD | {"inputs": [[1, float("inf")]]}, "no DLSR genotype"),
-        (GOOD | {"inputs": [1, 2]}, "no DLSR genotype"),
+        (GOOD | {"inputs": [[1, float("inf")]]}, "inputs of cell 3"),
+        (GOOD | {"inputs": [1, 2]}, "inputs of cell 3 of the genotype are 1"),
         ({"operations": GOOD["operations"]}, "inputs"),
         ({"cells": [], "path": []}, "no DLSR genotype"),
         ([1, 2], "no DLSR genotype"),
@@ -393,6 +414,11 @@ GOOD = {"operations": ["conv_1x1", "sep_conv_7x7", "sep_conv_5x5"], "inputs": [[
 def test_foreign_genotypes_are_refused(data, message):
     with pytest.raises(InputError, match=message):
         Genotype.from_dict(data)
+
+
+def test_equal_genotypes_are_equal_whatever_holds_them():
+    lists = Genotype(list(BETA21.operations), [list(pair) for pair in BETA21.inputs])
+    assert lists == BETA21 and hash(lists) == hash(BETA21)
 
 
 def test_random_genotypes_are_legal_and_differ():
@@ -500,6 +526,8 @@ def instead(name, value):
         (instead("fea_conv.bias", torch.ones(8, dtype=torch.int64)), "fea_conv.bias is torch.int64"),
         (instead("LR_conv.bias", torch.full((8,), torch.nan)), "LR_conv.bias holds NaN"),
         (instead("epoch", 7), "holds no state_dict of weights"),
+        (instead(7, torch.ones(1)), "holds no state_dict of weights"),
+        (instead("LR_conv.bias", torch.ones(8).to_sparse()), "holds no state_dict of weights"),
         (lambda weights: weights.clear(), "no convolution fea_conv.weight"),
     ],
 )

@@ -133,12 +133,13 @@ def find_split(root: str | os.PathLike, split: str) -> list[Path]:
 
 
 def split_for_search(
-    images: Sequence[NamedImage], seed: int
+    images: Sequence[NamedImage], seed: int, architecture_share: float = 1 / 2
 ) -> tuple[list[NamedImage], list[NamedImage], list[NamedImage]]:
     """Divide images into three parts: to train weights on, to train the architecture on, and to validate on.
 
-    The proportions are HiNAS's 147 : 147 : 6, each part at least one image. The division depends on the names
-    and the seed alone, not on the order of ``images``.
+    One image in fifty is for validation; of the others, ``architecture_share`` for the architecture. So the default is
+    HiNAS's 147 : 147 : 6. Each part has at least one image. The division depends on the names and the seed alone, not
+    on the order of ``images``.
 
     Raises:
         InputError: there are fewer than 3 images.
@@ -154,8 +155,8 @@ def split_for_search(
         )
     ordered = sorted(images, key=lambda image: image.name)
     shuffled = [ordered[i] for i in generator(int(seed), "split for search").permutation(len(ordered))]
-    validation = max(1, round(len(shuffled) * 6 / 300))
-    middle = validation + (len(shuffled) - validation) // 2
+    validation = max(1, round(len(shuffled) / 50))
+    middle = validation + max(1, int((len(shuffled) - validation) * architecture_share))
     return shuffled[middle:], shuffled[validation:middle], shuffled[:validation]
 
 

@@ -51,7 +51,7 @@ def training_paths(roots: list[str], scale: int) -> list[PairPath]:
     without ``x2`` at its end.
 
     Raises:
-        InputError: a root does not exist, or holds none of these.
+        InputError: a root does not exist, or holds none of these, or of DIV2K only images for validation.
 
     >>> import tempfile
     >>> root = Path(tempfile.mkdtemp())
@@ -62,11 +62,15 @@ def training_paths(roots: list[str], scale: int) -> list[PairPath]:
     [('0001.png', '0001x2.png')]
     """
     folders = [folder for root in roots for folder in _training_folders(_existing(root))]
-    return [
-        pair._replace(name=f"{folder.name}/{pair.name}") if len(folders) > 1 else pair
-        for folder in folders
-        for pair in _pairs(folder, scale)
-    ]
+    found = []
+    for folder in folders:
+        pairs = _pairs(folder, scale)
+        if folder.name.startswith("DIV2K_train"):
+            pairs = [pair for pair in pairs if not re.match(r"0(8(?!00)|9)\d\d", pair.name)]
+            if not pairs:
+                raise InputError(f"{folder} has none of the images 1 to 800 of DIV2K; the others are for validation")
+        found += [pair._replace(name=f"{folder.name}/{pair.name}") if len(folders) > 1 else pair for pair in pairs]
+    return found
 
 
 def benchmark_paths(root: str | os.PathLike, scale: int) -> dict[str, list[PairPath]]:
@@ -104,10 +108,8 @@ def benchmark_paths(root: str | os.PathLike, scale: int) -> dict[str, list[PairP
             found[benchmark] = _pairs(folder, scale)
     if found:
         return found
-    try:
-        folder = _holding(root) or _images_at_any_depth(root)
-    except InputError as error:
-        raise InputError(f"{error}; looked for the test sets {', '.join(BENCHMARKS)} too") from None
+    sought = f"the test sets {', '.join(BENCHMARKS)} in it or one folder deeper; images at any depth"
+    folder = _holding(root) or _images_at_any_depth(root, sought)
     return {root.name: _pairs(folder, scale)}
 
 
@@ -126,18 +128,18 @@ def _training_folders(root: Path) -> list[Path]:
     for base in (root / below for below in _BSDS500):
         if (base / "train").is_dir() and any((base / other).is_dir() for other in ("val", "test")):
             return [base / "train"]
-    return [_images_at_any_depth(root)]
+    return [_images_at_any_depth(root, _LOOKED_FOR)]
 
 
-def _images_at_any_depth(root: Path) -> Path:
+def _images_at_any_depth(root: Path, sought: str) -> Path:
     try:
         paths = [path.relative_to(root) for path in find_images(root)] if root.is_dir() else []
     except InputError as error:
-        raise InputError(f"{error}; looked for {_LOOKED_FOR}") from None
+        raise InputError(f"{error}; looked for {sought}") from None
     for path in paths:  # to learn from these as if they were whole images would go unnoticed
         if re.search(r"(^|[_/])LR[^/]*/|_LR$", path.with_suffix("").as_posix()):
             raise InputError(
-                f"{root} holds low-resolution images ({path}) in a tree that is not known; looked for {_LOOKED_FOR}. "
+                f"{root} holds low-resolution images ({path}) in a tree that is not known; looked for {sought}. "
                 f"Give the folder of the high-resolution images itself"
             )
     return root
@@ -150,8 +152,6 @@ def _holding(folder: Path) -> Path | None:
 
 def _pairs(folder: Path, scale: int) -> list[PairPath]:
     high, low = _by_name(folder), {}
-    if folder.name.startswith("DIV2K_train"):
-        high = {name: path for name, path in high.items() if not re.match(r"0(8(?!00)|9)\d\d", name)}
     whole = re.fullmatch(r"(.*)HR(_sub)?", folder.name)
     beside = folder.parent / (f"{whole[1]}LR_bicubic/X{scale}{whole[2] or ''}" if whole else f"LRbicx{scale}")
     if (whole or folder.name.startswith("GTmod")) and _has_images(beside):

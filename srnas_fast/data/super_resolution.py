@@ -35,9 +35,8 @@ class SuperResolutionData:
     Args:
         root: folders of high-resolution images, or roots of the trees of EDSR, BasicSR or BSDS500; several are read as
             one set (DF2K is DIV2K and Flickr2K). Without one, the photographs that come with scikit-image.
-        scale: how many times the output is higher and wider than the input.
-        patch: height and width of a high-resolution training patch, in pixels; what exceeds a multiple of the scale
-            is left out (128 at x3 makes 126).
+        patch: height and width of a high-resolution training patch, in pixels; what exceeds a multiple of the
+            network's scale is left out (128 at x3 makes 126).
         batch: patches in one step.
         repeat: patches that are taken of each image in an epoch, on average.
         memory: bytes of decoded images that are kept; the images beyond are decoded for each patch anew.
@@ -53,7 +52,6 @@ class SuperResolutionData:
     """
 
     root: list[str] = field(default_factory=list)
-    scale: int = 2
     patch: int = 64
     batch: int = 64
     repeat: int = 21
@@ -64,12 +62,7 @@ class SuperResolutionData:
 
     def __post_init__(self):
         self.root = [self.root] if isinstance(self.root, str) else list(self.root or [])
-        require_whole(self, "data.", scale=2, patch=1, batch=1, repeat=1, memory=0, workers=0, validation_crop=0)
-        if self.patch < self.scale:
-            raise InputError(f"data.patch is {self.patch}; give a whole number from the scale {self.scale} up")
-        least = _least(self.scale)
-        if 0 < self.validation_crop < least:
-            raise InputError(f"data.validation_crop is {self.validation_crop}; give {least} or more, or 0 for no crop")
+        require_whole(self, "data.", patch=1, batch=1, repeat=1, memory=0, workers=0, validation_crop=0)
 
     def steps(self, images: int) -> int:
         """Steps in an epoch over so many images.
@@ -204,20 +197,25 @@ def load_pairs(
     return PairSet(images, skipped, f"{len(images)} pairs, x{scale}, {total.hexdigest()[:16]}")
 
 
-def pairs_for(data: SuperResolutionData, split: str) -> PairSet:
+def pairs_for(data: SuperResolutionData, scale: int, split: str) -> PairSet:
     """The pairs below the roots, or of the embedded photographs of a split ("search", "train" or "test").
+
+    Args:
+        data: root, patch, memory and cache are used.
+        scale: of the pairs.
+        split: which of the embedded photographs.
 
     Raises:
         InputError: a root is missing or holds no tree that is known, or none of its images can be used.
 
-    >>> pairs = pairs_for(SuperResolutionData(scale=4), "test")
+    >>> pairs = pairs_for(SuperResolutionData(), 4, "test")
     >>> [(pair.name, pair.size) for pair in pairs.images]
     [('astronaut', (128, 128)), ('camera', (128, 128)), ('chelsea', (75, 112)), ('coins', (75, 96))]
     """
     if not data.root:
-        return _photographs(split, data.scale)
-    minimum = max(data.patch // data.scale * data.scale, _least(data.scale))
-    return load_pairs(training_paths(data.root, data.scale), data.scale, data.memory, data.cache, minimum)
+        return _photographs(split, scale)
+    minimum = max(data.patch // scale * scale, _least(scale))
+    return load_pairs(training_paths(data.root, scale), scale, data.memory, data.cache, minimum)
 
 
 def benchmark_sets(
@@ -253,8 +251,8 @@ class PairStream(Dataset):
     ``loader`` makes batches of it, as of ``PatchStream``.
 
     Args:
-        images: pairs of ``data.scale``.
-        data: patch and scale are used.
+        images: pairs of one scale.
+        data: patch is used.
         seed: of the whole run.
         stream: a name, so that two streams of one run ("weights", "architecture") are independent.
 
@@ -270,25 +268,28 @@ class PairStream(Dataset):
     def __init__(self, images: Sequence[ImagePair], data: SuperResolutionData, seed: int, stream: str):
         if not images:
             raise InputError(f"no images to take patches from ({stream})")
+        side = data.patch // images[0].scale
+        if side < 1:
+            raise InputError(f"data.patch is {data.patch}; give a whole number from the scale {images[0].scale} up")
         for image in images:
-            if image.scale != data.scale:
-                raise InputError(f"{image.name} is a pair of scale {image.scale}, but data.scale is {data.scale}")
-            if min(image.size) < data.patch // data.scale:
+            if image.scale != images[0].scale:
+                first = f"{images[0].name} one of scale {images[0].scale}"
+                raise InputError(f"{image.name} is a pair of scale {image.scale}, {first}; give pairs of one scale")
+            if min(image.size) < side:
                 height, width = (length * image.scale for length in image.size)
                 raise InputError(
                     f"{image.name} ({width}x{height}) is smaller than the {data.patch}-pixel patch; "
                     f"use a smaller --data.patch or larger images"
                 )
-        self.images, self.data, self.seed, self.stream = list(images), data, int(seed), stream
+        self.images, self.side, self.seed, self.stream = list(images), side, int(seed), stream
 
     def __getitem__(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         random = generator(self.seed, self.stream, int(n))
         image = self.images[random.integers(len(self.images))]
-        side = self.data.patch // self.data.scale
-        top, left = (random.integers(length - side + 1) for length in image.size)
+        top, left = (random.integers(length - self.side + 1) for length in image.size)
         turns, mirror = random.integers(4), random.random() < 0.5
         patches = []
-        for crop in image.crop(top, left, side, side):
+        for crop in image.crop(top, left, self.side, self.side):
             crop = np.rot90(crop, turns)
             crop = crop[:, ::-1] if mirror else crop
             patches.append(torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)) / np.float32(255)))

@@ -172,8 +172,10 @@ def halved(rate: float, shares: Sequence[float], now: int, end: int) -> float:
 
     >>> [halved(8.0, [0.5, 0.75], now, 4) for now in range(4)]
     [8.0, 8.0, 4.0, 2.0]
+    >>> halved(8.0, [0.07], 7, 100)
+    4.0
     """
-    return rate * 0.5 ** sum(now >= share * end for share in shares)
+    return rate * 0.5 ** sum(now >= round(share * end, 6) for share in shares)  # 0.07 * 100 is more than 7
 
 
 def require_shares(name: str, shares: Sequence[float]) -> None:

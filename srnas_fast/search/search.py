@@ -35,7 +35,8 @@ def search(
 
     Args:
         space: name of the search space, such as "hinas-denoise".
-        preset: what the groups of settings that are not given are taken from: paper, demo or smoke.
+        preset: what the groups of settings that are not given are taken from: paper, demo, smoke or another of the
+            space's own.
         supernet: size of the supernet, of the space's own type.
         data: images and patches, of the space's own type; without a root, the embedded photographs.
         loss: of the space's own type.
@@ -73,10 +74,9 @@ def search(
         raise InputError(f"{space} does not know what its candidates cost; leave the complexity term out")
 
     task = the.task(data, supernet)
-    data = task.data
     images, skipped, digest = task.images("search")
     print_skipped(skipped)
-    for_weights, for_architecture, for_validation = split_for_search(images, run.seed)
+    for_weights, for_architecture, for_validation = split_for_search(images, run.seed, task.architecture_share)
     steps = schedule.steps or task.steps(len(for_weights))
     total = steps * schedule.epochs
 

@@ -16,7 +16,8 @@ class Space:
     Args:
         name: as on the command line.
         supernet_config, supernet: ``supernet(supernet_config())`` is a module with ``architecture_parameters()``,
-            ``network_parameters()``, ``architecture_weights()`` and ``genotype()``.
+            ``network_parameters()``, ``architecture_weights()``, ``sparsity()`` and ``genotype()``; a search sets its
+            ``radius``.
         network_config, network: ``network(genotype, network_config())`` is the derived network, with ``reach``,
             ``channels`` and ``smallest``.
         read_genotype: from the data of a JSON file; the result has ``save(path)``, ``graph()`` and a short text.
@@ -25,7 +26,7 @@ class Space:
         data, loss: the configurations of the task.
         search_presets, train_presets: for each preset its settings by group; "paper" is the default.
         candidate_costs: the cost of each candidate operation, from a supernet configuration and params or madds; the
-            supernet then has ``candidate_weights()`` with a row for each mixed operation. None: it knows no costs.
+            supernet then has ``candidate_weights()`` with a row for each choice. None: it knows no costs.
     """
 
     name: str

@@ -1,7 +1,6 @@
 """What a search and a training do with images: the same steps for every task, each in the task's own way."""
 
 import math
-from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,10 +28,10 @@ SSIM_WINDOW = 11  # pixels: an image with fewer on a side has no SSIM
 class Task(Protocol):
     """A task with its settings: ``Task(data, size)`` of the data's and of the supernet's or network's configuration.
 
-    ``data``: the settings of the data, as they hold for a network of that configuration.
+    ``architecture_share``: of the images that a search learns from, those from which the architecture does.
     """
 
-    data: Any
+    architecture_share: float
 
     def __init__(self, data: Any, size: Any): ...
 
@@ -63,6 +62,8 @@ class Denoising:
     >>> noisy.shape, clean.shape
     ((20, 20, 1), (20, 20, 1))
     """
+
+    architecture_share = 1 / 2  # HiNAS: 147 of 294
 
     def __init__(self, data: DenoisingData, size: Any = None):
         self.data = data
@@ -97,22 +98,31 @@ class SuperResolution:
     """Images to enlarge, of the network's scale; measured on the luma inside a border of the scale, by PSNR.
 
     Raises:
-        InputError: the data's scale is neither the network's nor the default.
+        InputError: patches or validation crops smaller than the network takes.
 
     >>> from srnas_fast.spaces.dlsr import NetworkConfig
     >>> task = SuperResolution(SuperResolutionData(validation_crop=60), NetworkConfig(scale=4))
     >>> lr, hr = task.pairs(task.images("train")[0][:1], seed=0)[0]
-    >>> task.data.scale, lr.shape, hr.shape
-    (4, (15, 15, 3), (60, 60, 3))
+    >>> lr.shape, hr.shape
+    ((15, 15, 3), (60, 60, 3))
     """
 
+    architecture_share = 450 / 3450  # DLSR: the last 450 images of DF2K
+
     def __init__(self, data: SuperResolutionData, size: Any):
-        if data.scale not in (size.scale, SuperResolutionData.scale):
-            raise InputError(f"data.scale is {data.scale}, but the network's scale {size.scale}; leave data.scale out")
-        self.data = replace(data, scale=size.scale)
+        self.data, self.scale, least = data, size.scale, size.scale * size.smallest
+        if data.patch < least:
+            raise InputError(
+                f"data.patch is {data.patch}; give {least} or more, which this network needs at x{size.scale}"
+            )
+        if 0 < data.validation_crop < least:
+            raise InputError(
+                f"data.validation_crop is {data.validation_crop}; give {least} or more, which this network needs at "
+                f"x{size.scale}, or 0 for no crop"
+            )
 
     def images(self, split: str) -> tuple[list[ImagePair], list[str], str]:
-        found = pairs_for(self.data, split)
+        found = pairs_for(self.data, self.scale, split)
         return found.images, found.skipped, found.digest
 
     def steps(self, images: int) -> int:
@@ -125,7 +135,7 @@ class SuperResolution:
         return [image.centre(self.data.validation_crop) for image in images]
 
     def quality(self, restored: np.ndarray, target: np.ndarray) -> tuple[float, float]:
-        return super_resolution_quality(restored, target, border=self.data.scale)
+        return super_resolution_quality(restored, target, border=self.scale)
 
     def score(self, psnr: float, ssim: float) -> float:
         return psnr

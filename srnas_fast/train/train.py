@@ -18,7 +18,8 @@ from srnas_fast.search.bilevel import halved, require_shares
 from srnas_fast.search.loop import run_steps
 from srnas_fast.search.run import RunConfig, RunFolder, memory_format, run_settings, to_device
 from srnas_fast.search.validation import validate
-from srnas_fast.train.checkpoint import load_network, read_genotype
+from srnas_fast.train.checkpoint import read_genotype
+from srnas_fast.train.load import load
 
 
 @dataclass
@@ -38,7 +39,7 @@ class TrainConfig:
         clip: largest absolute value of an entry of a gradient (paper: 5).
         clip_norm: largest norm of the whole gradient, instead of clip; 0 leaves it to clip.
         ema: decay of the weights' moving average, which is then what is measured and kept; 0 for none.
-        start_from: a training to take the weights from, of another scale also, such as the x2 network for x4.
+        start_from: what ``load`` takes, to begin with its weights; a network of another scale also, such as x2 for x4.
         validate_every: steps between two measurements on the held-out training images.
     """
 
@@ -106,7 +107,8 @@ def train(
 
     Args:
         genotype: a ``genotype.json`` or the folder of a search.
-        preset: what the groups of settings that are not given are taken from: paper, demo or smoke.
+        preset: what the groups of settings that are not given are taken from: paper, demo, smoke or another of the
+            space's own.
         network: size of the network, of the space's own type.
         data: images and patches, of the space's own type; without a root, the embedded photographs. One image in
             fifty, at least one, is held out to measure on.
@@ -135,7 +137,6 @@ def train(
     recipe, run = train or TrainConfig(**start["train"]), run or RunConfig()
 
     task = the.task(data, network)
-    data = task.data
     images, skipped, digest = task.images("train")
     print_skipped(skipped)
     *for_weights, for_validation = split_for_search(images, run.seed)
@@ -156,6 +157,7 @@ def train(
         _start(net, recipe.start_from)
     model, optimizer = fabric.setup(net, recipe.optimizer_for(net))
     patches = task.stream(sum(for_weights, []), run.seed, "train")
+    epoch_steps = task.steps(sum(map(len, for_weights)))
     folder = RunFolder(run, "train", config)
     parts = {"network": net, "optimizer": optimizer.optimizer}
     measured = model
@@ -186,7 +188,7 @@ def train(
         optimizer.step()
         if recipe.ema:
             _follow(average, net, min(recipe.ema, (1 + step) / (10 + step)))  # at first there is little to average
-        epoch = step * data.batch // len(patches.images) + 1
+        epoch = step // epoch_steps + 1
         record = {"epoch": epoch, "learning_rate": recipe.rate(step), "loss": value.item()}
         if (step + 1) % recipe.validate_every == 0 or step + 1 == recipe.iterations:
             last = validate(measured, fabric.device, pairs, task)
@@ -226,7 +228,7 @@ def train(
 
 def _start(net: nn.Module, run: str) -> None:
     """Give a network the weights of a training; raises InputError where its kind or its shape does not allow it."""
-    other = load_network(run).network
+    other = load(run).network
     if type(other) is not type(net) or not hasattr(net, "start_from"):
         raise InputError(
             f"train.start_from is {run}, but this network cannot start from another's weights; leave it out"

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -32,22 +33,28 @@ class Genotype:
     conv1 sep7 sep5, B3(1,2) B4(2,3)
     """
 
-    operations: list[str]
-    inputs: list[tuple[int, int]]
+    operations: Sequence[str]
+    inputs: Sequence[tuple[int, int]]
 
     def __post_init__(self):
-        if len(self.operations) != POSITIONS or not set(self.operations) <= CANDIDATES.keys():
+        known = [isinstance(name, str) and name in CANDIDATES for name in _entries(self.operations)]
+        if len(known) != POSITIONS or not all(known):
             raise InputError(
                 f"the genotype's operations are {self.operations}; it needs {POSITIONS} of {', '.join(CANDIDATES)}"
             )
-        if not self.inputs:
-            raise InputError(f"the genotype has no inputs; cells from the third on need {INPUTS_PER_CELL} each")
+        if not _entries(self.inputs):
+            raise InputError(
+                f"the genotype's inputs are {self.inputs}; cells from the third on need {INPUTS_PER_CELL} each"
+            )
         for cell, pair in enumerate(self.inputs, FIRST_JOIN):
-            if len({*pair}) != INPUTS_PER_CELL or len(pair) != INPUTS_PER_CELL or not {*pair} <= {*range(1, cell)}:
+            sources = [j for j in _entries(pair) if type(j) is int and 1 <= j < cell]
+            if len({*sources}) != INPUTS_PER_CELL or len(pair) != INPUTS_PER_CELL:
                 raise InputError(
-                    f"the inputs of cell {cell} of the genotype are {tuple(pair)}; it reads {INPUTS_PER_CELL} "
-                    f"different ones of the cells 1 to {cell - 1}"
+                    f"the inputs of cell {cell} of the genotype are {pair}; it reads {INPUTS_PER_CELL} different ones "
+                    f"of the cells 1 to {cell - 1}"
                 )
+        object.__setattr__(self, "operations", tuple(self.operations))  # lists from JSON, too, make an equal genotype
+        object.__setattr__(self, "inputs", tuple(map(tuple, self.inputs)))
 
     @property
     def cells(self) -> int:
@@ -73,17 +80,19 @@ class Genotype:
     def from_dict(cls, data: dict) -> "Genotype":
         """The genotype that ``save`` wrote, from its JSON data; raises InputError for anything else."""
         try:
-            inputs = [tuple(int(source) for source in pair) for pair in data["inputs"]]
-            return cls([str(operation) for operation in data["operations"]], inputs)
-        except InputError:
-            raise
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            return cls(data["operations"], data["inputs"])
+        except (KeyError, TypeError) as error:
             raise InputError(f"this is no DLSR genotype, it lacks or spoils {error}") from None
 
     def __str__(self) -> str:
         operations = " ".join(name.replace("_conv_", "").replace("_", "").split("x")[0] for name in self.operations)
         inputs = " ".join(f"B{cell}({a},{b})" for cell, (a, b) in enumerate(self.inputs, FIRST_JOIN))
         return f"{operations}, {inputs}"
+
+
+def _entries(value: object) -> Sequence:
+    """Of a list or tuple; anything else has none."""
+    return value if isinstance(value, list | tuple) else ()
 
 
 # Those of the published checkpoints.

@@ -1,6 +1,6 @@
 """What the supernet and the derived networks share: the cell with its distillation and attention, and the two ends."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +32,9 @@ class Join(nn.Conv2d):
         inputs: channels of each tensor.
         outputs: channels of the result.
 
-    ``forward(tensors, weights=None, support=None)``: tensors (N, C_j, H, W) in, (N, outputs, H, W) out; ``weights``:
-    what each tensor is multiplied with; ``support``: booleans, whose False entries have weight zero and are left out.
+    ``forward(tensors, weights=None, support=None)``: tensors (N, C_j, H, W) in, which an iterator may make one by one,
+    (N, outputs, H, W) out; ``weights``: what each tensor is multiplied with; ``support``: booleans, whose False entries
+    have weight zero and are left out.
 
     >>> join, a, b = Join([2, 3], 4), torch.randn(1, 2, 5, 5), torch.randn(1, 3, 5, 5)
     >>> same = nn.functional.conv2d(torch.cat([0.7 * a, 0.3 * b], dim=1), join.weight, join.bias)
@@ -46,7 +47,7 @@ class Join(nn.Conv2d):
         self.sizes = list(inputs)
 
     def forward(
-        self, tensors: Sequence[Tensor], weights: Tensor | None = None, support: Sequence[bool] | None = None
+        self, tensors: Iterable[Tensor], weights: Tensor | None = None, support: Sequence[bool] | None = None
     ) -> Tensor:
         total = None
         for j, (x, kernel) in enumerate(zip(tensors, self.weight.split(self.sizes, dim=1), strict=True)):
@@ -54,6 +55,7 @@ class Join(nn.Conv2d):
                 continue
             part = F.conv2d(x, kernel if weights is None else weights[j] * kernel, self.bias if total is None else None)
             total = part if total is None else total.add_(part)
+            del x, part  # before the next tensor is made
         return total
 
 
@@ -86,7 +88,7 @@ class Attention(nn.Module):
         else:
             top, left, height, width = place
             view = _stretched(_stretched(view, 2, x.shape[2], top, height), 3, x.shape[3], left, width)
-        return x * self.expand(view + self.full(reduced)).sigmoid()
+        return x * self.expand(view + self.full(reduced)).sigmoid_()
 
 
 def _stretched(view: Tensor, dim: int, size: int, start: int, whole: int) -> Tensor:
@@ -131,12 +133,14 @@ class Cell(nn.Module):
         self.attention = Attention(channels)
 
     def forward(self, x: Tensor, choices: Sequence[tuple] = ((),) * POSITIONS, place: Place | None = None) -> Tensor:
-        kept = []
+        return self.attention(self.join(self._kept_aside(x, choices)), place)
+
+    def _kept_aside(self, x: Tensor, choices: Sequence[tuple]) -> Iterator[Tensor]:
+        """What each position keeps aside, and at last what goes on: one by one, so that few are there at a time."""
         for distil, operation, choice in zip(self.distil, self.operations, choices, strict=True):
-            kept.append(act(distil(x)))
+            yield act(distil(x))
             x = act(operation(x, *choice) + x)
-        kept.append(act(self.last(x)))
-        return self.attention(self.join(kept), place)
+        yield act(self.last(x))
 
 
 class Head(nn.Module):
@@ -173,6 +177,6 @@ class Tail(nn.Module):
         self.smooth = nn.Conv2d(channels, channels, 3, padding=1)
         self.upsample = nn.Conv2d(channels, COLOURS * scale**2, 3, padding=1)
 
-    def forward(self, first: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+    def forward(self, first: Tensor, outputs: Iterable[Tensor]) -> Tensor:
         features = self.smooth(act(self.join(outputs))) + first
         return F.pixel_shuffle(self.upsample(features), self.scale) / RANGE

@@ -1,6 +1,8 @@
 """The derived DLSR network: what a genotype is retrained as."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +25,10 @@ class NetworkConfig:
     width: int = 48
     scale: int = 2
 
+    smallest: ClassVar[int] = SMALLEST  # pixels of the shorter side of the images it takes
+
     def __post_init__(self):
-        require_whole(self, "network.", width=4)
+        require_whole(self, "network.", width=4, scale=2)
         if self.scale not in SCALES:
             raise InputError(f"network.scale is {self.scale!r}; known: {', '.join(map(str, SCALES))}")
 
@@ -44,13 +48,12 @@ class DerivedNetwork(nn.Module):
     clipped.
 
     ``channels``, ``smallest``: of the images it takes; pixels of the shorter side. ``scale``: how many times larger.
-    ``grid``: pixels of which ``top`` and ``left`` must be multiples. ``reach``: the
-    pixels that a part should have around what is kept of its result. The attention looks further, but hardly: with so
-    many, the result of the published tiny network is that of the whole image to 0.001/255, with half of them to
-    0.2/255.
+    ``grid``: pixels of which ``top`` and ``left`` must be multiples. ``reach``: the pixels that neighbouring parts
+    should share. The attention looks further, but hardly: blended by :func:`srnas_fast.train.tiles.upscale_in_tiles`,
+    parts of 512 pixels gave the published tiny network's result of the whole image to 0.02/255 on Set14.
 
     Raises:
-        InputError: images of another shape, or smaller; a place off the grid.
+        InputError: images of another shape, or smaller; a place off the grid or beyond the image.
 
     Source: DLSR, arXiv 2105.03939.
 
@@ -74,18 +77,28 @@ class DerivedNetwork(nn.Module):
         self.tail = Tail(width, genotype.cells, config.scale)
 
     def forward(self, x: Tensor, place: Place | None = None) -> Tensor:
-        if place is not None and (place[0] % GRID or place[1] % GRID):
-            raise InputError(f"a part that starts at {place[:2]} of an image; give multiples of {GRID} pixels")
+        if place is not None:
+            for start, side, whole in zip(place[:2], x.shape[2:], place[2:], strict=True):
+                if start % GRID or not 0 <= start <= whole - side:
+                    raise InputError(
+                        f"a part of {tuple(x.shape[2:])} pixels that starts at {place[:2]} of an image of {place[2:]}; "
+                        f"give a part of the image that starts at multiples of {GRID} pixels"
+                    )
         first = self.head(x)
-        outputs: list[Tensor] = []
-        for k, cell in enumerate(self.cells):
-            join = k - FIRST_JOIN + 1
-            if join < 0:
-                read = outputs[-1] if outputs else first
-            else:
-                read = act(self.joins[join]([outputs[j - 1] for j in self.genotype.inputs[join]]))
-            outputs.append(cell(read, place=place))
-        return self.tail(first, outputs)
+        return self.tail(first, self._outputs(first, place))
+
+    def _outputs(self, first: Tensor, place: Place | None) -> Iterator[Tensor]:
+        """What the cells make, one after the other: each is held no longer than a later one reads it."""
+        inputs = [(0,), (1,), *self.genotype.inputs]  # 0 is the head's
+        held = {0: first}
+        for k, cell in enumerate(self.cells, 1):
+            tensors = [held[j] for j in inputs[k - 1]]
+            read = tensors[0] if k < FIRST_JOIN else act(self.joins[k - FIRST_JOIN](tensors))
+            held[k] = cell(read, place=place)
+            del tensors, read
+            yield held[k]
+            later = {j for pair in inputs[k:] for j in pair}
+            held = {j: tensor for j, tensor in held.items() if j in later}
 
     @torch.no_grad()
     def start_from(self, other: "DerivedNetwork") -> None:

@@ -25,14 +25,14 @@ _SHORT_SEARCH = _SEARCH | {"learning_rate": 2e-3, "final_learning_rate": 2e-4, "
 _TRAIN = {"optimizer": "adam", "weight_decay": 1e-8, "bias_rate": 1.0, "clip_norm": 50.0}
 _PAPER_TRAIN = _TRAIN | {"iterations": 1_941_000, "warmup": 0, "halve_at": [0.2, 0.4, 0.6, 0.8]}
 _PAPER_DATA = {"patch": 128, "batch": 32, "repeat": 18}
-_SMOKE_DATA = {"patch": 32, "batch": 2, "validation_crop": 48}
+_SMOKE_DATA = {"patch": 60, "batch": 2, "validation_crop": 60}
 
 SEARCH_PRESETS = {
     "paper": {"search": _PAPER_SEARCH},
     "tiny": {"supernet": {"width": 18}, "search": _PAPER_SEARCH},
     "demo": {
         "supernet": {"width": 12, "cells": 4},
-        "data": {"patch": 48, "batch": 8},
+        "data": {"patch": 64, "batch": 4},
         "search": _SHORT_SEARCH | {"epochs": 10, "warmup_epochs": 2, "steps": 15, "validate_from": 8},
     },
     "smoke": {

@@ -65,13 +65,13 @@ def load_published(path: str | os.PathLike, genotype: Genotype | None = None) ->
     width, scale = _size(path, published)
     operations = [_operation(path, published, width, position) for position in range(POSITIONS)]
     if genotype is None:
-        genotype = next((known for known in (BETA21, BETA_PARA1) if known.operations == operations), None)
+        genotype = next((known for known in (BETA21, BETA_PARA1) if known.operations == tuple(operations)), None)
         if genotype is None:
             raise InputError(
                 f"{path} has the operations {', '.join(operations)}, which are those of no published network; give "
                 "its genotype, since the weights do not tell which cells each cell reads"
             )
-    elif genotype.operations != operations:
+    elif genotype.operations != tuple(operations):
         raise InputError(
             f"{path} has the operations {', '.join(operations)}, the genotype {', '.join(genotype.operations)}"
         )
@@ -96,7 +96,10 @@ def _read(path: Path) -> dict[str, Tensor]:
     except Exception:  # damaged bytes meet the unpickler in all sorts of ways
         raise InputError(f"{path} is damaged or no PyTorch checkpoint of plain weights") from None
     weights = state.get("state_dict") if isinstance(state, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
+        for name, value in weights.items()
+    ):
         raise InputError(f"{path} is no published checkpoint of DLSR: it holds no state_dict of weights")
     return weights
 
@@ -157,7 +160,7 @@ def _check(path: Path, expected: dict[str, Tensor], published: dict[str, Tensor]
             raise InputError(
                 f"{path}: {name} is {given.dtype} {tuple(given.shape)}; it should be floating {tuple(value.shape)}"
             )
-        if not given.isfinite().all():
+        if not given.double().isfinite().all():
             raise InputError(f"{path}: {name} holds NaN or infinite weights; the file is damaged")
 
 

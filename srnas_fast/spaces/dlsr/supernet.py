@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from srnas_fast.metrics.candidates import candidate_costs
 from srnas_fast.mixed import MixedOp
 from srnas_fast.simplex import masked_softmax, sparsestmax_tables
 from srnas_fast.spaces.dlsr.genotype import FIRST_JOIN, Genotype, derive
-from srnas_fast.spaces.dlsr.layers import POSITIONS, SCALES, Cell, Head, Join, Tail, act
+from srnas_fast.spaces.dlsr.layers import POSITIONS, SCALES, SMALLEST, Cell, Head, Join, Tail, act
 from srnas_fast.spaces.dlsr.operations import CANDIDATES
 
 MAPS = ("softmax", "sparsemax", "sparsestmax")
@@ -35,8 +36,10 @@ class SupernetConfig:
     scale: int = 2
     weights: str = "softmax"
 
+    smallest: ClassVar[int] = SMALLEST  # pixels of the shorter side of the images it takes
+
     def __post_init__(self):
-        require_whole(self, "supernet.", width=4, cells=FIRST_JOIN)
+        require_whole(self, "supernet.", width=4, cells=FIRST_JOIN, scale=2)
         for field, known in (("scale", SCALES), ("weights", MAPS)):
             if getattr(self, field) not in known:
                 raise InputError(f"supernet.{field} is {getattr(self, field)!r}; known: {', '.join(map(str, known))}")
@@ -122,9 +125,8 @@ class Supernet(nn.Module):
         return groups
 
     def candidate_weights(self) -> Tensor:
-        """The weights of the operations, a row for each mixed one: (cells, 3, candidates)."""
-        alpha, _, _ = self._weights()
-        return alpha.expand(self.config.cells, -1, -1)
+        """The weights of the operations, a row for each position of the cell that all share: (3, candidates)."""
+        return self._weights()[0]
 
     @staticmethod
     def candidate_costs(config: SupernetConfig, by: str) -> list[int]:

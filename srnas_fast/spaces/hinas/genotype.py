@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import asdict, dataclass
+from operator import index
 
 import torch
 from torch import Tensor
@@ -93,8 +94,8 @@ class Genotype:
     def from_dict(cls, data: dict) -> "Genotype":
         """The genotype that ``save`` wrote, from its JSON data; raises InputError for anything else."""
         try:
-            cells = [[(str(operation), int(source)) for operation, source in cell] for cell in data["cells"]]
-            return cls(cells, [int(width) for width in data["path"]], data.get("activation", "leaky"))
+            cells = [[(operation, index(source)) for operation, source in cell] for cell in data["cells"]]
+            return cls(cells, [index(width) for width in data["path"]], data.get("activation", "leaky"))
         except InputError:
             raise
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
