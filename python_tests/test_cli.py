@@ -200,7 +200,7 @@ REFUSED = {
     "train s --preset smoke --train.momentum -1": "train.momentum is -1",
     "train s --preset smoke --network.pyramid 3": "network.pyramid",
     "evaluate": "RUN; see `srnas-fast evaluate --help`",
-    "evaluate nowhere": "no checkpoint at nowhere/checkpoint.pt",
+    "evaluate nowhere": "nowhere: no such file or folder; give the folder of a training",
     "evaluate s": "s/checkpoint.pt belongs to a search run; a train run was asked for",
     "evaluate t --data.root nowhere": "nowhere: no such file or folder",
     "evaluate t --data.root small --sigma x": "'x'",
@@ -214,7 +214,7 @@ REFUSED = {
     "restore s images": "belongs to a search run",
     "restore t nowhere": "nowhere: no such file or folder",
     "restore t empty": "empty: no images in this folder",
-    "restore t images --out images": "would overwrite the image it is made from",
+    "restore t images --out images": "exists already and would be overwritten",
     "restore t images --out images/0.png": "images/0.png: File exists",
     "restore t images --tile -1": "tile is -1",
     "random mars --out r.json": "unknown search space 'mars'",
@@ -297,7 +297,7 @@ FIELDS = {
         "loss.": DenoisingLoss,
         "search.": BilevelConfig,
     },
-    "train": {
+    "train s": {
         "": RunConfig,
         "network.": NetworkConfig,
         "data.": DenoisingData,
@@ -308,10 +308,10 @@ FIELDS = {
 
 
 @pytest.mark.parametrize("command", FIELDS)
-def test_help_explains_every_field_with_its_default(capsys, command):
+def test_help_explains_every_field_with_its_default(house, capsys, command):
     words = " ".join(help_of(capsys, command).split()).partition(" options: ")[2]
     # The preset "paper" of the training stands over these defaults.
-    preset = {"data.batch": 24, "data.sigma": [50.0], "loss.log_ssim": 0.6} if command == "train" else {}
+    preset = {"data.batch": 24, "data.sigma": [50.0], "loss.log_ssim": 0.6} if command == "train s" else {}
     for prefix, group in FIELDS[command].items():
         explained = inspect.getdoc(group).partition("Args:")[2]
         for field in dataclasses.fields(group):
@@ -445,6 +445,9 @@ def test_doctor(capsys):
     assert torch.__version__ in shown and srnas_fast.__version__ in shown
 
 
+LESS = "smaller --tile, --data.patch or --data.batch take less"
+
+
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
@@ -453,6 +456,8 @@ def test_doctor(capsys):
         (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device\n"),
         (PermissionError(13, "Permission denied", "a/b"), 2, "error: a/b: Permission denied\n"),
         (srnas_fast.errors.InputError("two\nlines"), 2, "error: two lines\n"),
+        (MemoryError("8 GB"), 2, f"error: there is not enough memory (8 GB); {LESS}\n"),
+        (torch.OutOfMemoryError("CUDA"), 2, f"error: there is not enough memory (CUDA); {LESS}\n"),
     ],
 )
 def test_how_a_command_ends(monkeypatch, capsys, error, status, said):
@@ -462,6 +467,12 @@ def test_how_a_command_ends(monkeypatch, capsys, error, status, said):
     monkeypatch.setattr(cli, "doctor", stop)
     assert main(["doctor"]) == status
     assert capsys.readouterr().err == said
+
+
+def test_what_the_cpu_s_allocator_says_is_understood(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "doctor", lambda: torch.empty(2**60, dtype=torch.uint8))
+    assert main(["doctor"]) == 2
+    assert "error: there is not enough memory" in capsys.readouterr().err
 
 
 def test_a_mistake_of_ours_is_not_hidden(monkeypatch):

@@ -41,6 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, OSError) as error:
         print(f"error: {_in_one_line(error)}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        less = "smaller --tile, --data.patch or --data.batch take less"
+        print(f"error: there is not enough memory ({_in_one_line(error)[:200]}); {less}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -134,6 +140,17 @@ def _in_one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split())
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether numpy, PyTorch on a CPU or PyTorch on a GPU could not get the memory it asked for.
+
+    >>> _out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"))
+    True
+    """
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
+        return True
+    return type(error).__name__ == "OutOfMemoryError"  # PyTorch's, which is not imported for every command
 
 
 def _overview() -> str:
@@ -288,19 +305,18 @@ def _search_settings(argv: list[str]) -> dict[str, Any]:
 
 def _train_settings(argv: list[str]) -> dict[str, Any]:
     """The arguments of ``train`` from the command line."""
-    from srnas_fast.spaces import SPACES, find_space
+    if not argv or argv[0].startswith("-"):
+        usage = "srnas-fast train GENOTYPE ...; a genotype is the folder of a search or a genotype.json"
+        if argv and argv[0] in ("-h", "--help"):
+            print(f"usage: {usage}\n`srnas-fast train GENOTYPE --help` explains the settings of its search space")
+            raise SystemExit(0)
+        raise InputError(f"train needs a genotype first: {usage}")
     from srnas_fast.train.checkpoint import read_genotype
     from srnas_fast.train.train import TrainConfig
 
-    if argv and argv[0] in ("-h", "--help"):
-        the = find_space(next(iter(SPACES)))
-    elif not argv or argv[0].startswith("-"):
-        raise InputError("train needs a genotype first: srnas-fast train GENOTYPE ...; see `srnas-fast train --help`")
-    else:
-        the, _ = read_genotype(argv[0])
+    the, _ = read_genotype(argv[0])
     groups = {"network": the.network_config, "data": the.data, "loss": the.loss, "train": TrainConfig}
-    arguments = argv if argv[0].startswith("-") else argv[1:]
-    return {"genotype": argv[0]} | _settings("train GENOTYPE", arguments, groups, the.train_presets)
+    return {"genotype": argv[0]} | _settings("train GENOTYPE", argv[1:], groups, the.train_presets)
 
 
 def _settings(

@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 
@@ -169,6 +170,15 @@ def test_options_of_the_other_task_are_refused(upscaler, trained, test_sets):
             evaluate(trained, **options)
     with pytest.raises(InputError, match="border is -1"):
         evaluate(upscaler, str(test_sets), border=-1)
+    with pytest.raises(InputError, match="border is 14; give 12 or less, for c.png of Set14 is small"):
+        evaluate(upscaler, str(test_sets / "Set14"), border=14)
+
+
+def test_a_set_that_is_not_whole_says_so(upscaler, test_sets, tmp_path, capsys):
+    shutil.copytree(test_sets / "Set5", tmp_path / "Set5")
+    (tmp_path / "Set5/HR/torn.png").write_bytes(b"torn")
+    evaluate(upscaler, str(tmp_path))
+    assert "Set5 (2 of 3)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_networks_of_several_tasks_or_scales_are_refused(upscaler, trained, make_upscaler, test_sets, monkeypatch):

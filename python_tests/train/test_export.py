@@ -2,6 +2,7 @@ import importlib.util
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,4 +94,23 @@ def test_another_suffix_is_refused(upscaler, tmp_path, name):
 
 def test_a_network_that_cannot_be_read_leaves_nothing(tmp_path, capsys):
     assert main(["export", str(tmp_path / "none"), str(tmp_path / "net.safetensors")]) == 2
-    assert "no checkpoint at" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "none: no such file or folder; give" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_the_older_file(upscaler, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "net.safetensors"
+    file.write_text("older")
+
+    def full(self, content):
+        raise OSError(28, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert main(["export", str(upscaler), str(file)]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert file.read_text() == "older" and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_folder_is_refused(upscaler, tmp_path):
+    (tmp_path / "net.onnx").mkdir()
+    with pytest.raises(InputError, match="net.onnx is a folder; give the name of a file"):
+        export(upscaler, tmp_path / "net.onnx")

@@ -27,6 +27,11 @@ def test_a_training_s_folder_its_checkpoint_and_an_export_of_it_are_one_network(
     assert_equal(load(export(tmp_path / "net.safetensors", tmp_path / "again.safetensors")), run)
 
 
+def test_a_training_has_its_folder_s_name_from_within(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    assert load(".").name == load("checkpoint.pt").name == "run"
+
+
 def test_a_published_checkpoint(upscaler):
     found = load(upscaler)
     assert (found.name, found.space.name, found.network.genotype) == ("larger", "dlsr-x2", BETA21)
@@ -83,8 +88,9 @@ def test_what_holds_no_network_is_named_and_refused(upscaler, tmp_path, genotype
     torch.save({"state_dict": {"conv.weight": torch.ones(3)}}, tmp_path / "other.pt")
     torch.save({"weights": 1}, tmp_path / "foreign.pt")
     for path, message in (
-        (tmp_path / "none.safetensors", "no file .*none.safetensors"),
-        (tmp_path / "none.pt", "no checkpoint at .*none.pt"),
+        (tmp_path / "none.safetensors", "none.safetensors: no such file or folder; give the folder of a training"),
+        (tmp_path / "none.pt", "none.pt: no such file or folder; give"),
+        (tmp_path / "net.onnx", "net.onnx: ONNX files are for other programs; give"),
         (tmp_path / "other.pt", "other.pt is no published checkpoint of DLSR"),
         (tmp_path / "foreign.pt", "foreign.pt is no checkpoint of srnas_fast"),
         (tmp_path, "no checkpoint at"),

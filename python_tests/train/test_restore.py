@@ -111,9 +111,28 @@ def test_the_source_is_never_overwritten(trained, pixels, tmp_path, out):
     source = save(tmp_path / "in" / "a.png", pixels(20, 30))
     (tmp_path / "link").symlink_to(tmp_path / "in")
     before = source.read_bytes()
-    with pytest.raises(InputError, match="would overwrite the image it is made from"):
+    with pytest.raises(InputError, match="exists already and would be overwritten"):
         restore(str(trained), [tmp_path / "in"], out=str(tmp_path / out))
     assert source.read_bytes() == before and len(list((tmp_path / "in").iterdir())) == 1
+
+
+def test_an_older_file_is_never_overwritten(trained, pixels, tmp_path):
+    save(tmp_path / "in" / "a.jpg", pixels(20, 30))
+    other = save(tmp_path / "out" / "a.png", pixels(10, 10))
+    before = other.read_bytes()
+    with pytest.raises(InputError, match="a.png exists already"):
+        restore(str(trained), [tmp_path / "in" / "a.jpg"], out=str(tmp_path / "out"))
+    assert other.read_bytes() == before
+
+
+def test_results_within_the_folder_are_no_input(trained, pixels, tmp_path):
+    save(tmp_path / "a.png", pixels(20, 30))
+    restore(str(trained), [tmp_path], out=str(tmp_path / "out"))
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(InputError, match="no images beside those in .*out"):
+        restore(str(trained), [tmp_path], out=str(tmp_path / "out"))
+    save(tmp_path / "b.png", pixels(20, 30))
+    assert restore(str(trained), [tmp_path], out=str(tmp_path / "out")) == [str(tmp_path / "out" / "b.png")]
 
 
 def test_damaged_images_are_named_skipped_and_counted(trained, pixels, tmp_path, capsys):
@@ -187,6 +206,12 @@ def test_tiles_of_enlarged_images_leave_no_seams(make_upscaler, pixels, scale):
     whole, tiled = (upscale_pixels(network, image, CPU, tile) for tile in (0, 126))
     assert whole.shape == (150 * scale, 233 * scale, 3)
     assert np.abs(tiled - whole).mean() <= 0.1 and np.abs(tiled - whole).max() <= 2
+
+
+@pytest.mark.parametrize("tile", [-5, 50, 101])
+def test_tiles_too_small_for_a_network_that_enlarges_are_refused(make_upscaler, pixels, tile):
+    with pytest.raises(InputError, match=f"tile is {tile}; give 102 pixels or more, or 0 for no tiles"):
+        upscale_pixels(make_upscaler(), pixels(20, 30, 3), CPU, tile)
 
 
 @pytest.mark.parametrize(("free", "parts"), [(0, 2), (2**40, 1)])

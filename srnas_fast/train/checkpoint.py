@@ -59,7 +59,7 @@ def load_network(run: str | os.PathLike) -> Trained:
     """
     path = Path(run)
     state = read_checkpoint(path, "train")
-    folder = path if path.is_dir() else path.parent
+    folder = Path(os.path.abspath(path if path.is_dir() else path.parent))  # "." has a name, too
     return rebuilt(folder.name, path, state["config"], state.get("network"))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from srnas_fast.errors import InputError
-from srnas_fast.search.run import choose_device
+from srnas_fast.search.run import choose_device, memory_format
 from srnas_fast.train.load import load
 from srnas_fast.train.uses import use_of
 
@@ -70,7 +70,7 @@ def evaluate(
     if foreign:
         raise InputError(f"{', '.join(foreign)}: no option of {use.name}, which {names[0]} is for; leave it out")
     for the in trained:
-        the.network.to(target)
+        the.network.to(target, memory_format=memory_format(target))
     if out is not None:  # before the work, not after it
         Path(out).mkdir(parents=True, exist_ok=True)
     return use.evaluate(dict(zip(names, trained, strict=True)), root, out, tile, target, **given)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from srnas_fast.errors import InputError
 from srnas_fast.files import replacing
@@ -51,6 +51,10 @@ def export(run: str | os.PathLike, file: str | os.PathLike) -> str:
     write = {".onnx": _write_onnx, ".safetensors": _write_safetensors}.get(file.suffix)
     if write is None:
         raise InputError(f"cannot export to {file}; give a name that ends in .onnx or .safetensors")
+    if file.is_dir():
+        raise InputError(f"{file} is a folder; give the name of a file")
+    if file.suffix == ".onnx" and (missing := [name for name in _ONNX if find_spec(name) is None]):
+        raise InputError(f"ONNX needs {', '.join(missing)}: pip install {' '.join(missing)}, or 'srnas-fast[onnx]'")
     trained = load(run)
     metadata = {key: json.dumps(trained.config[key]) for key in ("genotype", "network")}
     with replacing(file) as temporary:
@@ -60,14 +64,12 @@ def export(run: str | os.PathLike, file: str | os.PathLike) -> str:
 
 
 def _write_safetensors(trained: Trained, file: Path, metadata: dict[str, str]) -> str:
-    save_file({name: value.contiguous() for name, value in trained.network.state_dict().items()}, file, metadata)
+    weights = {name: value.contiguous() for name, value in trained.network.state_dict().items()}
+    file.write_bytes(save(weights, metadata))  # save_file would make an error of its own of a full disk
     return ""
 
 
 def _write_onnx(trained: Trained, file: Path, metadata: dict[str, str]) -> str:
-    missing = [name for name in _ONNX if find_spec(name) is None]
-    if missing:
-        raise InputError(f"ONNX needs {', '.join(missing)}: pip install {' '.join(missing)}, or 'srnas-fast[onnx]'")
     import onnxruntime
 
     network = trained.network

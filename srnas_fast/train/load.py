@@ -16,6 +16,12 @@ from srnas_fast.train.checkpoint import Trained, load_network, rebuilt
 NETWORK = "srnas_fast network 1"  # the format that a safetensors file names in its metadata
 
 
+_TAKEN = (
+    "give the folder of a training, its checkpoint.pt, a .safetensors file that `srnas-fast export` wrote, or the .pt "
+    "file that the authors of DLSR published"
+)
+
+
 def load(path: str | os.PathLike) -> Trained:
     """The trained network in the folder of a training, its checkpoint, an exported file or a published checkpoint.
 
@@ -35,6 +41,10 @@ def load(path: str | os.PathLike) -> Trained:
         network = load("net.safetensors").network
     """
     path = Path(path)
+    if path.suffix == ".onnx":
+        raise InputError(f"{path}: ONNX files are for other programs; {_TAKEN}")
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; {_TAKEN}")
     if path.suffix == ".safetensors":
         return _exported(path)
     if path.is_file() and _is_published(path):
@@ -58,8 +68,6 @@ def _is_published(path: Path) -> bool:
 
 
 def _exported(path: Path) -> Trained:
-    if not path.is_file():
-        raise InputError(f"no file {path}; give one that `srnas-fast export` wrote")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

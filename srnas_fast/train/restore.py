@@ -7,7 +7,7 @@ from pathlib import Path
 from srnas_fast.data import FORMATS, find_images, read_with_alpha, resize, write_image
 from srnas_fast.errors import InputError
 from srnas_fast.report import print_skipped
-from srnas_fast.search.run import choose_device
+from srnas_fast.search.run import choose_device, memory_format
 from srnas_fast.train.load import load
 from srnas_fast.train.uses import use_of
 
@@ -29,7 +29,7 @@ def restore(
     Args:
         run: what :func:`srnas_fast.train.load` takes.
         images: image files, and folders of them.
-        out: folder for the results; must not be the one the images come from.
+        out: folder for the results, none of which may exist already; what lies there is no input.
         tile: height and width in pixels in which large images are cut, 0 for never (default: 512; for networks that
             enlarge the whole image where memory allows). The result is the same; of networks that enlarge nearly.
         device: auto, cpu or cuda.
@@ -38,8 +38,8 @@ def restore(
         The files written.
 
     Raises:
-        InputError: a checkpoint or an image folder that cannot be used; no image could be read; a result would
-            overwrite an image it was made from, or another result.
+        InputError: a checkpoint or an image folder that cannot be used; no image could be read; a result exists
+            already, or two images would have the same.
         OSError: the folder cannot be written.
     """
     images = [images] if isinstance(images, str | os.PathLike) else images
@@ -47,19 +47,26 @@ def restore(
         raise InputError("no images to restore; give image files or folders of them")
     trained, target = load(run), choose_device(device)
     use = use_of(trained.space)
-    trained.network.to(target)
+    trained.network.to(target, memory_format=memory_format(target))
     jobs: dict[Path, Path] = {}
     for root in map(Path, images):
+        within = Path(out).resolve() if root.resolve() in Path(out).resolve().parents else None
         for path in find_images(root):
+            if within and within in path.resolve().parents:  # the results of an earlier call
+                continue
             name = path.relative_to(root) if root.is_dir() else Path(path.name)
             result = Path(out) / (
                 name if FORMATS.get(path.suffix.lower()) in ("PNG", "TIFF") else name.with_suffix(".png")
             )
-            if result.resolve() == path.resolve():
-                raise InputError(f"{result} would overwrite the image it is made from; choose another --out")
             if result in jobs:
                 raise InputError(f"{path} and {jobs[result]} would both become {result}; restore them one by one")
+            if result.exists():
+                raise InputError(
+                    f"{result} exists already and would be overwritten; choose another --out, or delete it"
+                )
             jobs[result] = path
+    if not jobs:
+        raise InputError(f"no images beside those in {out}; give others, or another --out")
     written, skipped = [], []
     for result, path in jobs.items():
         try:

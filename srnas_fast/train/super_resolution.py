@@ -14,6 +14,7 @@ from srnas_fast.data import benchmark_sets, resize
 from srnas_fast.errors import InputError
 from srnas_fast.metrics import LiveMemory, count_parameters, multi_adds, super_resolution_quality
 from srnas_fast.report import draw_comparison, print_skipped, save_table, show_table
+from srnas_fast.spaces.task import SSIM_WINDOW
 from srnas_fast.train.checkpoint import Trained
 from srnas_fast.train.tiles import upscale_in_tiles
 
@@ -43,7 +44,13 @@ def upscale_pixels(
         tile: height and width in pixels in which larger images are cut, 0 for never; None cuts those in tiles of 512
             for which the free memory is not enough.
         self_ensemble: the mean over the eight symmetries of the image, which takes eight times as long.
+
+    Raises:
+        InputError: a tile too small for the network.
     """
+    least = network.reach + network.grid
+    if tile is not None and tile != 0 and tile < least:
+        raise InputError(f"tile is {tile}; give {least} pixels or more, or 0 for no tiles")
     height, width, channels = pixels.shape
     missing = [(0, max(0, network.smallest - height)), (0, max(0, network.smallest - width)), (0, 0)]
     planes = np.pad(pixels, missing, mode="symmetric").repeat(network.channels // channels, axis=2).transpose(2, 0, 1)
@@ -82,6 +89,11 @@ def evaluate_super_resolution(
         raise InputError(f"border is {border}; give pixels from 0 up")
     sets = benchmark_sets(root, scale)
     print_skipped([line for pairs in sets.values() for line in pairs.skipped])
+    for benchmark, pairs in sets.items():
+        for image in pairs.images:
+            most = (scale * min(image.size) - SSIM_WINDOW) // 2
+            if border > most:
+                raise InputError(f"border is {border}; give {most} or less, for {image.name} of {benchmark} is small")
     costs = {name: _costs(the.network, device) for name, the in networks.items()}
 
     methods: dict[str, Callable[[np.ndarray], np.ndarray]] = {"bicubic": lambda lr: resize(lr, scale)}
@@ -110,7 +122,11 @@ def evaluate_super_resolution(
             mean = {figure: float(np.mean([row[figure] for row in of])) for figure in ("psnr", "ssim", "seconds")}
             rows.append({"set": benchmark, "image": "mean", "method": method} | mean)
 
-    columns = ["method", *sets, "parameters", "Multi-Adds, G", "peak memory, MiB", "seconds per image"]
+    headings = [
+        f"{name} ({len(pairs.images)} of {len(pairs.images) + len(pairs.skipped)})" if pairs.skipped else name
+        for name, pairs in sets.items()
+    ]
+    columns = ["method", *headings, "parameters", "Multi-Adds, G", "peak memory, MiB", "seconds per image"]
     table, saved = [], []
     for method in methods:
         of = [row for row in rows if row["method"] == method]
