@@ -87,10 +87,9 @@ def test_an_unknown_backend_is_refused(monkeypatch, name):
         cpu_kernels(torch.zeros(2))
 
 
-@pytest.mark.parametrize("name", ["triton", "cuda"])
-def test_a_backend_without_kernels_is_refused(monkeypatch, name):
-    monkeypatch.setenv("SRNAS_FAST_BACKEND", name)
-    with pytest.raises(InputError, match=f"'{name}', which has no kernels in this version; accepted: reference, cpu"):
+def test_a_backend_without_kernels_is_refused(monkeypatch):
+    monkeypatch.setenv("SRNAS_FAST_BACKEND", "cuda")
+    with pytest.raises(InputError, match="'cuda', which has no kernels in this version; accepted: reference, cpu, tri"):
         cpu_kernels(torch.zeros(2))
 
 

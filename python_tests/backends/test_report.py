@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import srnas_fast
-from srnas_fast.backends import report
+from srnas_fast.backends import report, triton
 from srnas_fast.backends.build import Build
 from srnas_fast.backends.toolchain import Unavailable
 
@@ -41,7 +41,25 @@ def test_backends_without_building(never_built):
     assert list(rows) == ["reference", "cpu", "triton", "cuda"]
     assert rows["reference"] == "available: plain torch, on any device"
     assert rows["cpu"].startswith("built at first use (found here: ")
-    assert all(rows[name].startswith("not available: no kernels in this version") for name in ("triton", "cuda"))
+    assert rows["cuda"].startswith("not available: no kernels in this version")
+    if not torch.cuda.is_available():
+        assert rows["triton"].startswith("not available: there is no CUDA device (found here: ")
+
+
+@pytest.mark.parametrize(
+    ("capability", "shown"),
+    [
+        ((6, 1), "not available: Some Card has compute capability 6.1, and Triton needs 7.0 (found here: triton"),
+        ((7, 0), "on request (SRNAS_FAST_BACKEND=triton): float32, bfloat16 and float16 on the GPU (triton"),
+    ],
+)
+def test_triton_on_a_card(monkeypatch, never_built, capability, shown):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some Card")
+    triton._why_not_on.cache_clear()
+    monkeypatch.setattr(report.torch.cuda, "is_available", lambda: True)
+    assert report._triton(None).startswith(shown)
+    triton._why_not_on.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from srnas_fast import __version__
-from srnas_fast.backends import cpu
+from srnas_fast.backends import cpu, triton
 from srnas_fast.backends.choice import VARIABLE, forced
 from srnas_fast.backends.toolchain import Unavailable
 from srnas_fast.errors import InputError
@@ -211,24 +211,33 @@ def _backends(compilers: dict[str, str | None], build: bool) -> tuple[Rows, Rows
         choice, cautions = None, [(VARIABLE, str(error))]
     host = next((name for name in ("c++", "g++", "clang++") if compilers[name]), None)
     device = "a CUDA device" if torch.cuda.is_available() else "no CUDA device"
-    try:
-        triton = f"triton {version('triton')}"
-    except PackageNotFoundError:
-        triton = "no triton package"
     found = {
         "cpu": f"{host or 'no C++ compiler'}, {'ninja' if compilers['ninja'] else 'no ninja'}",
-        "triton": f"{triton}, {device}",
         "cuda": f"{'nvcc' if compilers['nvcc'] else 'no nvcc'}, {device}",
     }
     rows = {
         "reference": "available: plain torch, on any device",
         "cpu": _cpu(choice, build) or f"built at first use (found here: {found['cpu']})",
-        "triton": f"not available: no kernels in this version (found here: {found['triton']})",
+        "triton": _triton(choice),
         "cuda": f"not available: no kernels in this version (found here: {found['cuda']})",
     }
     if choice:
         rows[choice] += f"; forced by {VARIABLE}"
     return list(rows.items()), cautions
+
+
+def _triton(choice: str | None) -> str:
+    """Whether the Triton kernels serve the GPU there is."""
+    if choice not in (None, "triton"):
+        return f"switched off by {VARIABLE}={choice}"
+    reason = triton.why_not(torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
+    try:
+        found = f"triton {version('triton')}"
+    except PackageNotFoundError:
+        found = "no triton package"
+    if reason:
+        return f"not available: {reason} (found here: {found})"
+    return f"on request ({VARIABLE}=triton): float32, bfloat16 and float16 on the GPU ({found})"
 
 
 def _cpu(choice: str | None, build: bool) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from srnas_fast.backends import cpu_kernels
+from srnas_fast.backends import cpu_kernels, triton_kernel
 from srnas_fast.errors import InputError
 from srnas_fast.primitives.direct import call
 from srnas_fast.primitives.flops import register_flop_formula
@@ -89,6 +89,12 @@ def _run(kernel_function, merged: Tensor, weights: Tensor, kernels: Sequence[Ten
 
 @torch.library.custom_op("srnas_fast::merge_kernels", mutates_args=())
 def _merge_kernels(weights: Tensor, kernels: Sequence[Tensor], dilations: Sequence[int]) -> Tensor:
+    kernel = triton_kernel("merge_kernels", *kernels)
+    if kernel:
+        size = _size(kernels, dilations)
+        merged = kernels[0].new_empty(*kernels[0].shape[:2], size, size)
+        kernel(merged, weights, kernels, dilations)
+        return merged
     dtype = torch.promote_types(kernels[0].dtype, torch.float32)
     wide_weights = weights.to(dtype).contiguous()
     wide = [kernel.to(dtype) for kernel in kernels]
@@ -113,6 +119,12 @@ def _merge_kernels_backward(
     dmerged: Tensor, weights: Tensor, kernels: Sequence[Tensor], dilations: Sequence[int]
 ) -> list[Tensor]:
     """[dweights, dkernel_0, ...]: dweights_k = <kernel_k, dmerged at its taps>, dkernel_k = weights_k times those."""
+    kernel = triton_kernel("merge_kernels_backward", dmerged, *kernels)
+    if kernel:
+        dweights = torch.empty_like(weights, memory_format=torch.contiguous_format)
+        dkernels = [torch.empty_like(k, memory_format=torch.contiguous_format) for k in kernels]
+        kernel(dweights, dkernels, dmerged, weights, kernels, dilations)
+        return [dweights, *dkernels]
     dtype = torch.promote_types(dmerged.dtype, torch.float32)
     wide_dmerged, wide_weights = dmerged.to(dtype).contiguous(), weights.to(dtype).contiguous()
     wide = [kernel.to(dtype) for kernel in kernels]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srnas_fast.backends import cpu_kernels
+from srnas_fast.backends import cpu_kernels, triton_kernel
 from srnas_fast.errors import InputError
 from srnas_fast.primitives.direct import call
 from srnas_fast.primitives.flops import register_flop_formula
@@ -85,6 +85,11 @@ def depthwise_sizes(kernels: Sequence[Tensor]) -> list[int]:
 @torch.library.custom_op("srnas_fast::multi_depthwise", mutates_args=())
 def _multi_depthwise(x: Tensor, kernels: Sequence[Tensor], dilations: Sequence[int], stride: int) -> list[Tensor]:
     dtype = wide(x)
+    kernel = triton_kernel("multi_depthwise", x)
+    if kernel:
+        outputs = [empty_output(x, x.shape[1], stride, x.dtype) for _ in kernels]
+        kernel(outputs, x, kernels, dilations, stride)
+        return outputs
     wide_x, kernels = x.to(dtype), cast(dtype, kernels)
     compiled = cpu_kernels(wide_x, *kernels)
     if compiled is None:
@@ -126,6 +131,11 @@ def _multi_depthwise_backward(
     want_kernels: bool,
 ) -> list[Tensor]:
     outputs = empty_gradients(x, kernels, want_x, want_kernels)
+    kernel = triton_kernel("multi_depthwise_backward", x, *dys)
+    if kernel:
+        dx, *dkernels = outputs
+        kernel(dx if want_x else None, dkernels if want_kernels else None, dys, x, kernels, dilations, stride)
+        return outputs
     dtype = wide(x)
     wide_x, wide_dys, wide_kernels = x.to(dtype), [dy.to(dtype) for dy in dys], cast(dtype, kernels)
     compiled = cpu_kernels(wide_x, *wide_dys, *wide_kernels)

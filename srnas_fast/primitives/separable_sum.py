@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from srnas_fast.backends import cpu_kernels
+from srnas_fast.backends import cpu_kernels, triton_kernel
 from srnas_fast.errors import InputError
 from srnas_fast.primitives.direct import call
 from srnas_fast.primitives.flops import register_flop_formula
@@ -175,9 +175,14 @@ def _separable_sum(
     dilations: Sequence[int],
     stride: int,
 ) -> Tensor:
+    rest = (depthwise, pointwise, shift, centres, dilations, stride)
+    kernel = triton_kernel("separable_sum", x)
+    if kernel:
+        y = empty_output(x, pointwise[0].shape[0], stride, x.dtype)
+        kernel(y, False, x, *rest)
+        return y
     dtype = wide(x)
     y = empty_output(x, pointwise[0].shape[0], stride, dtype)
-    rest = (depthwise, pointwise, shift, centres, dilations, stride)
     if not _add(y, False, x.to(dtype), *rest):
         y.copy_(_in_type(dtype, separable_sum_reference, x, *rest))
     return y.to(x.dtype)
@@ -211,7 +216,10 @@ def _separable_sum_(
     stride: int,
 ) -> None:
     rest = (depthwise, pointwise, shift, centres, dilations, stride)
-    if not _add(y, True, x, *rest):
+    kernel = triton_kernel("separable_sum", y, x)
+    if kernel:
+        kernel(y, True, x, *rest)
+    elif not _add(y, True, x, *rest):
         y.add_(_separable_sum(x, *rest))
 
 
@@ -298,6 +306,11 @@ def separable_moments(
 def _separable_moments(
     x: Tensor, depthwise: Sequence[Tensor], dilations: Sequence[int], stride: int
 ) -> tuple[Tensor, Tensor]:
+    kernel = triton_kernel("separable_moments", x)
+    if kernel:
+        means, covariances = _empty_moments(x, depthwise)
+        kernel(means, covariances, x, depthwise, dilations, stride)
+        return means, covariances
     dtype = wide(x)
     x, depthwise = x.to(dtype), cast(dtype, depthwise)
     compiled = cpu_kernels(x)
@@ -501,6 +514,12 @@ def _check_gradient(x, dy, depthwise, left, right, offsets, centres, dilations, 
 
 def _gradient(dx, accumulate, x, dy, depthwise, left, right, offsets, centres, dilations, stride, results) -> bool:
     """Fills ``dx`` (None: not wanted) and ``results`` by compiled code; false where there is none for these tensors."""
+    kernel = triton_kernel("separable_gradient", x, dy, dx)
+    if kernel:
+        dysum, kernels, products = results[0], results[1 : 1 + len(depthwise)], results[1 + len(depthwise) :]
+        wanted = (None if dy is None else dysum, *(part if part[0].numel() else None for part in (kernels, products)))
+        kernel(dx, *wanted, accumulate, x, dy, depthwise, left, right, offsets, centres, dilations, stride)
+        return True
     tensors = [tensor for tensor in (x, dy, dx) if tensor is not None]
     compiled = cpu_kernels(*tensors)
     if compiled is None:
@@ -571,7 +590,8 @@ def _separable_gradient(
 ) -> list[Tensor]:
     dtype = wide(x)
     x_type, kernel_types = x.dtype, [w.dtype for w in depthwise]
-    x, dy = x.to(dtype), None if dy is None else dy.to(dtype)
+    if triton_kernel("separable_gradient", x, dy) is None:  # which reads and writes half precision itself
+        x, dy = x.to(dtype), None if dy is None else dy.to(dtype)
     dx = torch.empty_like(x, memory_format=dense_format(x)) if want_x else None
     results = _empty_results(x, dy, depthwise, want_depthwise, want_products, dtype)
     rest = (x, dy, depthwise, left, right, offsets, centres, dilations, stride)

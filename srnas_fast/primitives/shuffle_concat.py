@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srnas_fast.backends import cpu_kernels
+from srnas_fast.backends import cpu_kernels, triton_kernel
 from srnas_fast.errors import InputError
 from srnas_fast.primitives.direct import call
 from srnas_fast.primitives.flops import register_flop_formula
@@ -134,6 +134,10 @@ def _shape(x: Tensor, groups: int, y: Tensor) -> list[int]:
 @torch.library.custom_op("srnas_fast::shuffle_concat", mutates_args=())
 def _shuffle_concat(y: Tensor, x: Tensor, groups: int, scale: Tensor | None) -> Tensor:
     out = _empty(x, x.shape[1], y, torch.promote_types(y.dtype, x.dtype))
+    kernel = triton_kernel("shuffle_concat", y, x)
+    if kernel:
+        kernel(out, y, x, groups, scale)
+        return out
     compiled = cpu_kernels(y, x)
     if compiled is None:
         return out.copy_(shuffle_concat_reference(y, x, groups, scale))
@@ -164,6 +168,10 @@ def _shuffle_concat_backward(
     dy, dx, dscale = outputs = _empty_gradients(dout, x, groups, scale, want_x, want_scale)
     if want_x:
         dx[:, : x.shape[1] // groups] = 0
+    kernel = triton_kernel("shuffle_concat_backward", dout, x)
+    if kernel:
+        kernel(dy, dx if want_x else None, dscale if want_scale else None, dout, x, groups, scale)
+        return outputs
     compiled = cpu_kernels(dout, x)
     if compiled is None:
         _backward_reference(dout, x, groups, scale, *outputs)

@@ -5,13 +5,14 @@ import math
 import torch
 from torch import Tensor
 
-from srnas_fast.backends import cpu_kernels
+from srnas_fast.backends import cpu_kernels, triton_kernel
 from srnas_fast.errors import InputError
 from srnas_fast.primitives.direct import call, has_values
 
 # These also stand in csrc/cpu/simplex_project.cpp.
 ROUNDING = 1e-6  # relative: a squared radius so close to that of a corner makes the row one-hot, also from float32
 FLOOR = 1e-4  # of the distance d in the gradient's gain r / d
+_TYPES = (torch.float32, torch.float64)
 OUTSIDE = -2.0  # this far below its row's largest, a logit has no weight at any radius: it stands for all lower ones
 
 
@@ -59,7 +60,7 @@ def simplex_project(logits: Tensor, radius: float | Tensor = 0.0, as_published: 
     >>> simplex_project(logits), simplex_project(logits, 0.6), simplex_project(logits, 0.6, as_published=True)
     (tensor([0.6500, 0.3500, 0.0000]), tensor([0.8109, 0.1891, 0.0000]), tensor([0.9243, 0.0757, 0.0000]))
     """
-    if logits.dtype not in (torch.float32, torch.float64):
+    if logits.dtype not in _TYPES:
         raise InputError(f"logits are {logits.dtype}; give float32 or float64")
     check_rows(logits, radius)
     if isinstance(radius, Tensor):
@@ -178,10 +179,14 @@ def _solve(logits: Tensor, radius: float | Tensor, as_published: bool) -> tuple[
 @torch.library.custom_op("srnas_fast::simplex_project", mutates_args=())
 def _simplex_project(logits: Tensor, radius: Tensor, as_published: bool) -> Tensor:
     logits = logits.contiguous()
+    weights = torch.empty_like(logits)
+    kernel = triton_kernel("simplex_project", logits, types=_TYPES)
+    if kernel:
+        kernel(weights, logits, radius, as_published)
+        return weights
     compiled = cpu_kernels(logits)
     if compiled is None:
         return simplex_project_reference(logits, radius, as_published)
-    weights = torch.empty_like(logits)
     _run(compiled.simplex_project, logits, radius, as_published, weights.data_ptr())
     return weights
 
@@ -194,10 +199,14 @@ def _(logits, radius, as_published):
 @torch.library.custom_op("srnas_fast::simplex_project_backward", mutates_args=())
 def _simplex_project_backward(dweights: Tensor, logits: Tensor, radius: Tensor, as_published: bool) -> Tensor:
     dweights, logits = dweights.to(logits.dtype).contiguous(), logits.contiguous()
+    dlogits = torch.empty_like(logits)
+    kernel = triton_kernel("simplex_project_backward", dweights, logits, types=_TYPES)
+    if kernel:
+        kernel(dlogits, dweights, logits, radius, as_published)
+        return dlogits
     compiled = cpu_kernels(dweights, logits)
     if compiled is None:
         return _backward_reference(dweights, logits, radius, as_published)
-    dlogits = torch.empty_like(logits)
     _run(compiled.simplex_project_backward, logits, radius, as_published, dweights.data_ptr(), dlogits.data_ptr())
     return dlogits
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from srnas_fast.backends import cpu_kernels
+from srnas_fast.backends import cpu_kernels, triton_kernel
 from srnas_fast.errors import InputError
 from srnas_fast.primitives.direct import call
 from srnas_fast.primitives.flops import register_flop_formula
@@ -200,6 +200,11 @@ def _cast(dtype: torch.dtype, tensors: Sequence[Tensor | None]) -> list[Tensor |
 def _weighted_sum(weights: Tensor, zs: Sequence[Tensor], shift: Tensor | None, centres: Tensor | None) -> Tensor:
     dtype = torch.promote_types(zs[0].dtype, torch.float32)
     form = dense_format(zs[0])
+    kernel = triton_kernel("weighted_sum", *zs)
+    if kernel:
+        y = torch.empty_like(zs[0], memory_format=form)
+        kernel(y, False, weights, zs, shift, centres)
+        return y
     weights, shift, centres, *cast = _cast(dtype, [weights, shift, centres, *zs])
     y = torch.empty_like(cast[0], memory_format=form)
     if not _add(y, False, weights, cast, shift, centres):
@@ -216,6 +221,10 @@ def _(weights, zs, shift, centres):
 def _weighted_sum_(
     y: Tensor, weights: Tensor, zs: Sequence[Tensor], shift: Tensor | None, centres: Tensor | None
 ) -> None:
+    kernel = triton_kernel("weighted_sum", y, *zs)
+    if kernel:
+        kernel(y, True, weights, zs, shift, centres)
+        return
     dense = y.is_contiguous(memory_format=dense_format(y))
     if not (dense and _add(y, True, weights, zs, shift, centres)):
         y.add_(_weighted_sum(weights, zs, shift, centres))
@@ -236,6 +245,12 @@ def _weighted_sum_backward(
     want_zs: Sequence[bool],
 ) -> list[Tensor]:
     outputs = _empty_gradients(dy, weights, zs, want_weights, want_zs)
+    kernel = triton_kernel("weighted_sum_backward", dy, *zs)
+    if kernel:
+        dweights, dysum, *dzs = outputs
+        wanted = [dz if want else None for dz, want in zip(dzs, want_zs, strict=True)]
+        kernel(dweights if want_weights else None, dysum, wanted, dy, weights, zs if want_weights else [], centres)
+        return outputs
     dtype = torch.promote_types(dy.dtype, torch.float32)
     read = zs if want_weights else []
     form = dense_format(zs[0] if zs else dy)

@@ -1,0 +1,299 @@
+"""Several depthwise convolutions of one input, and their gradients."""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from srnas_fast.kernels.depthwise_tile import (
+    depthwise_input_gradient_tile,
+    depthwise_tile,
+    pack_depthwise,
+    padded_tile,
+    pixel_block,
+    tile_places,
+)
+
+PROGRAMS = 1024  # of a reduction, about: a few per multiprocessor of any card, and the bound of its scratch
+
+
+def blocks(x: Tensor, channels: int, pixels: int) -> tuple[int, int]:
+    """Channels and pixels of a program's tile, powers of two with a product of about 1024.
+
+    That is 8 numbers per thread of 4 warps. The tile first follows the axis that is dense in memory, so that
+    neighbouring threads read neighbouring elements: up to 32 channels in channels_last, else as many pixels as there
+    are; the other axis takes what is left.
+    """
+    most_channels, most_pixels = triton.next_power_of_2(channels), triton.next_power_of_2(pixels)
+    if x.stride(1) == 1:
+        block_c = min(32, most_channels)
+        return block_c, min(1024 // block_c, most_pixels)
+    block_p = min(1024, most_pixels)
+    return min(1024 // block_p, most_channels), block_p
+
+
+def gradient_blocks(x: Tensor, channels: int, sizes: Sequence[int], pixels: int):
+    """Channels of a program's tile, and taps and pixels of it for each kernel, in the sums of the kernels' gradients.
+
+    All are powers of two with a product up to 4096, 32 sums per thread of 4 warps: all taps, one channel (8 in
+    channels_last, where a channel's neighbours in memory are other channels), and as many pixels as are left.
+    """
+    block_c = min(8, triton.next_power_of_2(channels)) if x.stride(1) == 1 else 1
+    blocks_t = tuple(triton.next_power_of_2(size * size) for size in sizes)
+    most = triton.next_power_of_2(pixels)
+    return block_c, blocks_t, tuple(min(max(4096 // (block_c * block_t), 1), most) for block_t in blocks_t)
+
+
+def multi_depthwise(
+    outputs: Sequence[Tensor], x: Tensor, kernels: Sequence[Tensor], dilations: Sequence[int], stride: int
+) -> None:
+    """Several depthwise convolutions of one input, zero-padded to the size ``(H - 1) // stride + 1``.
+
+    Args:
+        outputs: K tensors (N, C, Ho, Wo) of one layout, written.
+        x: (N, C, H, W), of any strides.
+        kernels: K tensors (C, 1, k, k), k odd.
+        dilations: K whole numbers.
+        stride: of all of them.
+    """
+    images, channels, height, width = outputs[0].shape
+    if not images:
+        return
+    block_c, block_p = blocks(x, channels, height * width)
+    _outputs[(images * triton.cdiv(height * width, block_p), triton.cdiv(channels, block_c))](
+        tuple(outputs),
+        x,
+        pack_depthwise(kernels),
+        tuple(x.shape),
+        x.stride(),
+        outputs[0].stride(),
+        SIZES=tuple(kernel.shape[-1] for kernel in kernels),
+        DILATIONS=tuple(dilations),
+        STRIDE=stride,
+        BLOCK_C=block_c,
+        BLOCK_P=block_p,
+    )
+
+
+def multi_depthwise_backward(
+    dx: Tensor | None,
+    dkernels: Sequence[Tensor] | None,
+    dys: Sequence[Tensor],
+    x: Tensor,
+    kernels: Sequence[Tensor],
+    dilations: Sequence[int],
+    stride: int,
+) -> None:
+    """The gradients of ``multi_depthwise`` for the input and for the kernels.
+
+    Args:
+        dx: (N, C, H, W), of any strides, written; None if not wanted.
+        dkernels: K tensors (C, 1, k, k), written; None if not wanted.
+        dys: K tensors (N, C, Ho, Wo), each of any strides.
+        x: (N, C, H, W), of any strides.
+        kernels: K tensors (C, 1, k, k), k odd.
+        dilations: K whole numbers.
+        stride: of all of them.
+    """
+    images, channels, height, width = x.shape
+    plan = {"SIZES": tuple(kernel.shape[-1] for kernel in kernels), "DILATIONS": tuple(dilations), "STRIDE": stride}
+    dy_strides = tuple(dy.stride() for dy in dys)
+    if dx is not None and images:
+        block_c, block_p = blocks(dx, channels, height * width)
+        _input_gradient[(images * triton.cdiv(height * width, block_p), triton.cdiv(channels, block_c))](
+            dx,
+            tuple(dys),
+            pack_depthwise(kernels),
+            tuple(dx.shape),
+            dx.stride(),
+            tuple(dys[0].shape),
+            dy_strides,
+            **plan,
+            BLOCK_C=block_c,
+            BLOCK_P=block_p,
+        )
+    if dkernels is not None:
+        pixels = dys[0].shape[2] * dys[0].shape[3]
+        block_c, blocks_t, blocks_p = gradient_blocks(x, channels, plan["SIZES"], pixels)
+        most = images * triton.cdiv(pixels, min(blocks_p))
+        programs = min(max(1, PROGRAMS // triton.cdiv(channels, block_c)), most)
+        partials = x.new_empty((programs, sum(kernel.numel() for kernel in kernels)), dtype=torch.float32)
+        if programs:
+            _kernel_gradients[(programs, triton.cdiv(channels, block_c))](
+                partials,
+                tuple(dys),
+                x,
+                tuple(x.shape),
+                x.stride(),
+                dy_strides,
+                programs,
+                **plan,
+                BLOCK_C=block_c,
+                BLOCKS_T=blocks_t,
+                BLOCKS_P=blocks_p,
+            )
+        sums = partials.sum(0).split([kernel.numel() for kernel in kernels])
+        for dkernel, total in zip(dkernels, sums, strict=True):
+            dkernel.copy_(total.view(dkernel.shape))
+
+
+@triton.jit
+def _outputs(
+    outputs,
+    x,
+    kernels,
+    x_shape,
+    x_strides,
+    strides,
+    SIZES: tl.constexpr,
+    DILATIONS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """One tile of every output.
+
+    Bytes: x is read and the K outputs are written once, the least possible, where the cache holds the few rows of x
+    that the taps and the candidates read again.
+    """
+    height, width = (x_shape[2] - 1) // STRIDE + 1, (x_shape[3] - 1) // STRIDE + 1
+    image, rows, columns, inside = pixel_block(tl.program_id(0), height, width, BLOCK_P)
+    channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    places = image * strides[0] + tile_places(strides[1:], channels, rows, columns)
+    mask = (channels < x_shape[1])[:, None] & inside[None, :]
+    x += image * x_strides[0]
+    for k in tl.static_range(len(SIZES)):
+        d = depthwise_tile(
+            x, kernels, x_shape[1:], x_strides[1:], channels, rows, columns, inside, k, SIZES, DILATIONS, STRIDE
+        )
+        tl.store(outputs[k] + places, d.to(outputs[k].dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _input_gradient(
+    dx,
+    dys,
+    kernels,
+    shape,
+    strides,
+    dy_shape,
+    dy_strides,
+    SIZES: tl.constexpr,
+    DILATIONS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """One tile of dx, gathered from all dys.
+
+    Bytes: the K dys are read and dx is written once, the least possible, where the cache holds the few rows of dy that
+    the taps read again.
+    """
+    image, rows, columns, inside = pixel_block(tl.program_id(0), shape[2], shape[3], BLOCK_P)
+    channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    total = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
+    for k in tl.static_range(len(SIZES)):
+        total += depthwise_input_gradient_tile(
+            dys[k] + image * dy_strides[k][0],
+            kernels,
+            dy_shape[1:],
+            dy_strides[k][1:],
+            channels,
+            rows,
+            columns,
+            inside,
+            k,
+            SIZES,
+            DILATIONS,
+            STRIDE,
+        )
+    places = image * strides[0] + tile_places(strides[1:], channels, rows, columns)
+    tl.store(dx + places, total.to(dx.dtype.element_ty), mask=(channels < shape[1])[:, None] & inside[None, :])
+
+
+@triton.jit
+def _kernel_gradients(
+    partials,
+    dys,
+    x,
+    shape,
+    strides,
+    dy_strides,
+    programs,
+    SIZES: tl.constexpr,
+    DILATIONS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCKS_T: tl.constexpr,
+    BLOCKS_P: tl.constexpr,
+):
+    """A program's share of all kernels' gradients, for a few channels.
+
+    A row of ``partials`` (programs, sum of C k * k) is packed as the depthwise kernels are.
+
+    Bytes: the K dys are read once and x K times, which is once where the cache holds a program's share, the least
+    possible; the partials are a fixed number of bytes.
+    """
+    taps = 0
+    for k in tl.static_range(len(SIZES)):
+        taps += SIZES[k] * SIZES[k]
+    partials += tl.program_id(0).to(tl.int64) * shape[1] * taps
+    for k in tl.static_range(len(SIZES)):
+        _kernel_gradient(
+            partials,
+            dys[k],
+            x,
+            shape,
+            strides,
+            dy_strides[k],
+            programs,
+            SIZES[k],
+            DILATIONS[k],
+            STRIDE,
+            BLOCK_C,
+            BLOCKS_T[k],
+            BLOCKS_P[k],
+        )
+        partials += shape[1] * (SIZES[k] * SIZES[k])
+
+
+@triton.jit
+def _kernel_gradient(
+    partial,
+    dy,
+    x,
+    shape,
+    strides,
+    dy_strides,
+    programs,
+    SIZE: tl.constexpr,
+    DILATION: tl.constexpr,
+    STRIDE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """The sums over a program's pixels of dy times x at each tap: ``partial`` (C, SIZE * SIZE).
+
+    The taps are an axis of the tile beside channels and pixels: the sums stay in registers over all of a program's
+    pixels and are added up across threads once.
+    """
+    height, width = (shape[2] - 1) // STRIDE + 1, (shape[3] - 1) // STRIDE + 1
+    channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    taps = tl.arange(0, BLOCK_T)
+    row_shifts, column_shifts = (taps // SIZE - SIZE // 2) * DILATION, (taps % SIZE - SIZE // 2) * DILATION
+    total = tl.zeros((BLOCK_C, BLOCK_T, BLOCK_P), tl.float32)
+    for index in tl.range(tl.program_id(0), shape[0] * tl.cdiv(height * width, BLOCK_P), programs, num_stages=1):
+        image, rows, columns, inside = pixel_block(index, height, width, BLOCK_P)
+        dz = padded_tile(dy + image * dy_strides[0], shape[1:], dy_strides[1:], channels, rows, columns, inside)
+        row = rows[None, :] * STRIDE + row_shifts[:, None]
+        column = columns[None, :] * STRIDE + column_shifts[:, None]
+        hit = inside[None, :] & (row >= 0) & (row < shape[2]) & (column >= 0) & (column < shape[3])
+        pixels = image * strides[0] + row.to(tl.int64) * strides[2] + column.to(tl.int64) * strides[3]
+        places = channels.to(tl.int64)[:, None, None] * strides[1] + pixels[None, :, :]
+        mask = (channels < shape[1])[:, None, None] & (hit & (taps < SIZE * SIZE)[:, None])[None, :, :]
+        total += dz[:, None, :] * tl.load(x + places, mask=mask, other=0.0).to(tl.float32)
+    mask = (channels < shape[1])[:, None] & (taps < SIZE * SIZE)[None, :]
+    tl.store(partial + channels[:, None] * (SIZE * SIZE) + taps[None, :], tl.sum(total, 2), mask=mask)
