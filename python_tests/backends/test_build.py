@@ -200,9 +200,13 @@ def test_an_interrupt_ends_the_build_with_all_its_processes(sources, builds, cac
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        made(sources)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            made(sources)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert folders(cache) == []
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "count").read_text()), 0)
