@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def pytest_collection_modifyitems(items):
@@ -21,3 +22,39 @@ def device() -> torch.device:
     if os.environ.get("TRITON_INTERPRET") == "1":
         return torch.device("cpu")
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1")
+
+
+class Created(TorchDispatchMode):
+    """Counts the bytes of all tensors that torch operations give, views included."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        for tensor in result if isinstance(result, (list, tuple)) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.bytes += tensor.nbytes
+        return result
+
+
+class Idle:
+    """A kernel that does not run: under the interpreter it would itself consist of torch operations."""
+
+    def __getitem__(self, grid):
+        return lambda *arguments, **options: None
+
+
+@pytest.fixture
+def bytes_created(monkeypatch):
+    """A function: the bytes of what a launcher makes beside its outputs, while the kernels of its file stand still."""
+
+    def count(launch, kernels: list[str], *arguments) -> int:
+        for name in kernels:
+            monkeypatch.setattr(f"{launch.__module__}.{name}", Idle())
+        with Created() as created:
+            launch(*arguments)
+        return created.bytes
+
+    return count
