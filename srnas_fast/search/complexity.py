@@ -11,7 +11,8 @@ class ComplexityConfig:
 
     Args:
         by: what a candidate costs: params or madds (paper: params).
-        coefficient: weight of the term; 0 leaves it out (paper: 1).
+        coefficient: weight of the term; 0 leaves it out (paper: 1). The paper's code gives the term no gradient; with
+            one, 1 soon outweighs the images and the cheapest candidates win, while 0.1 leaves them the choice.
 
     Raises:
         InputError: a value is out of its range.

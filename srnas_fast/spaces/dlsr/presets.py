@@ -33,6 +33,7 @@ SEARCH_PRESETS = {
     "demo": {
         "supernet": {"width": 12, "cells": 4},
         "data": {"patch": 64, "batch": 4},
+        "complexity": {"coefficient": 0.1},
         "search": _SHORT_SEARCH | {"epochs": 10, "warmup_epochs": 2, "steps": 15, "validate_from": 8},
     },
     "smoke": {
