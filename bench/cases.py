@@ -133,6 +133,11 @@ STEPS = {
 HEAVY = ("dlsr-32", "dlsr-search/64")  # the latter: 13 GB and minutes
 
 
+def with_groups(known: list[str]) -> list[str]:
+    """What may be given for cases: their names, and what stands before the slash in them."""
+    return list(dict.fromkeys([*known, *(name.split("/")[0] for name in known)]))
+
+
 def chosen(given: list[str] | None, known: list[str]) -> list[str]:
     """The cases to run: those given by their names, or by what stands before the slash in them; else all.
 

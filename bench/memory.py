@@ -30,7 +30,7 @@ from multiprocessing import get_context
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from cases import MIXED, STEPS, Mixed, Step, chosen, search_step
+from cases import MIXED, STEPS, Mixed, Step, chosen, search_step, with_groups
 from peers import ALL_PEERS, COMPILED, DEVICE, LAYOUTS, PEERS, STEP_PEERS, Job, mixed_job, reason, step_peers
 from rows import RESULTS, Row, report, where
 from srnas_fast.metrics import LiveMemory
@@ -175,8 +175,7 @@ def step_rows(case: Step, peers: list[str]) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cases = [*MIXED, *STEPS]
-    groups = dict.fromkeys([*cases, *(name.split("/")[0] for name in cases)])
-    parser.add_argument("--case", choices=groups, action="append", help="again for more; default: all")
+    parser.add_argument("--case", choices=with_groups(cases), action="append", help="again for more; default: all")
     parser.add_argument("--peer", choices=ALL_PEERS, action="append", help="again for more; default: all")
     arguments = parser.parse_args()
     peers, place = arguments.peer or ALL_PEERS, where()

@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from cases import DEPTHWISE, MIXED, STEPS, Depthwise, Mixed, Step, chosen, search_step
+from cases import DEPTHWISE, MIXED, STEPS, Depthwise, Mixed, Step, chosen, search_step, with_groups
 from peers import ALL_PEERS, LAYOUTS, PEERS, STEP_PEERS, depthwise_job, mixed_job, now, reason, step_peers
 from rows import RESULTS, Row, report, where
 from sparsity import FIGURES as SPARSITY_FIGURES
@@ -128,8 +128,7 @@ def makers_of(case: str, peers: list[str]) -> tuple[str, dict[Key, Callable[[], 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cases = [*MIXED, *DEPTHWISE, *STEPS, *SPARSITY]
-    groups = dict.fromkeys([*cases, *(name.split("/")[0] for name in cases)])
-    parser.add_argument("--case", choices=groups, action="append", help="again for more; default: all")
+    parser.add_argument("--case", choices=with_groups(cases), action="append", help="again for more; default: all")
     parser.add_argument("--peer", choices=ALL_PEERS, action="append", help="again for more; default: all")
     parser.add_argument("--rounds", type=int, help="default: 15, of search steps 3, of sparsity/dlsr 5")
     arguments = parser.parse_args()
