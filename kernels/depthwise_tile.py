@@ -4,7 +4,9 @@ The depthwise kernels of all K candidates travel in one flat float32 tensor (``p
 k is its (C, s_k * s_k) matrix, row by row, and begins at element ``C * (s_0**2 + ... + s_(k-1)**2)``. Their sides s_k
 (``SIZES``) and ``DILATIONS`` are ``tl.constexpr`` tuples of K numbers, and ``K``, the number of the candidate, is a
 ``tl.constexpr`` too. ``shape`` is the tuple (C, H, W) of the image that is read, ``strides`` the tuple of its strides
-in elements for channel, row and column, and the pointer already stands at the image.
+in elements for channel, row and column, and the pointer already stands at the image. Coordinates, of channels, rows
+and columns, are of the type ``INDEX`` that holds every offset inside of an image, as ``image_index`` tells it: most
+registers of these kernels hold addresses.
 
 The taps of a kernel's row unroll, its rows are a loop: with all taps unrolled the compiler loads ahead of its
 registers, spills, and takes minutes for a handful of candidates. A loop around these functions wants
@@ -28,23 +30,40 @@ def pack_depthwise(kernels: Sequence[Tensor]) -> Tensor:
     return torch.cat([kernel.to(torch.float32).reshape(-1) for kernel in kernels])
 
 
+def image_index(*tensors: Tensor | None) -> tl.dtype:
+    """The type of the offsets inside of an image, ``INDEX``: int32 where that holds them all, else int64.
+
+    Args:
+        tensors: (N, C, H, W), of any strides; None counts as no tensor.
+    """
+    images = [(tensor.shape[1:], tensor.stride()[1:]) for tensor in tensors if tensor is not None]
+    farthest = max(sum((size - 1) * step for size, step in zip(*image, strict=True)) for image in images)
+    return tl.int32 if farthest < 2**31 else tl.int64
+
+
 @triton.jit
-def pixel_block(index, height, width, BLOCK: tl.constexpr):
+def pixel_block(index, height, width, BLOCK: tl.constexpr, INDEX: tl.constexpr):
     """Block ``index`` of all images' pixels, BLOCK of them in a row: (image, rows, columns, inside).
 
     An image of height x width has ``cdiv(height * width, BLOCK)`` blocks of its own; ``inside`` (BLOCK,) tells which
-    pixels of the last one exist.
+    pixels of the last one exist. The image is int64, rows and columns are INDEX.
     """
     blocks = tl.cdiv(height * width, BLOCK)
     pixels = (index % blocks) * BLOCK + tl.arange(0, BLOCK)
-    return (index // blocks).to(tl.int64), pixels // width, pixels % width, pixels < height * width
+    rows, columns = (pixels // width).to(INDEX), (pixels % width).to(INDEX)
+    return (index // blocks).to(tl.int64), rows, columns, pixels < height * width
+
+
+@triton.jit
+def channel_block(index, BLOCK: tl.constexpr, INDEX: tl.constexpr):
+    """Block ``index`` of the channels, BLOCK of them in a row."""
+    return (index * BLOCK + tl.arange(0, BLOCK)).to(INDEX)
 
 
 @triton.jit
 def tile_places(strides, channels, rows, columns):
-    """Where [channels, pixels] stand in an image of strides (channel, row, column), in elements, as int64."""
-    pixels = rows.to(tl.int64) * strides[1] + columns.to(tl.int64) * strides[2]
-    return channels.to(tl.int64)[:, None] * strides[0] + pixels[None, :]
+    """Where [channels, pixels] stand in an image of strides (channel, row, column), in elements."""
+    return (channels * strides[0])[:, None] + (rows * strides[1] + columns * strides[2])[None, :]
 
 
 @triton.jit

@@ -5,18 +5,29 @@ written to the one scratch image that they share, because the transposed convolu
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from srnas_fast.kernels.depthwise_tile import pack_depthwise, padded_tile, pixel_block, tile_places
+from srnas_fast.kernels.depthwise_tile import (
+    channel_block,
+    image_index,
+    pack_depthwise,
+    padded_tile,
+    pixel_block,
+    tile_places,
+)
 from srnas_fast.kernels.separable_sum import PROGRAMS, block_channels, precision
+from srnas_fast.kernels.tuning import Tile, tuned
 
-# Of a tile in a product of up to 64 x 64 channels: the neighbours that a warp reads at once. With 64 pixels the tile,
-# its operands and their addresses no longer fit into the registers of four warps.
-PRODUCT_PIXELS = 32
+# Of products of up to 64 x 64 channels; the first one is the rule's: 32 pixels are the neighbours that a warp reads at
+# once, and leave four warps registers for their addresses.
+PRODUCT_TILES: list[Tile] = [
+    {"BLOCK_P": pixels, "num_warps": warps} for pixels, warps in ((32, 4), (16, 4), (32, 8), (64, 4), (64, 8))
+]
 
 
 def separable_gradient(
@@ -73,9 +84,10 @@ def separable_gradient(
     total = dx
     if dx is not None and dx.dtype != torch.float32 and len(depthwise) > 1:
         total = torch.empty_like(dx, dtype=torch.float32)  # a dx rounded after each candidate would lose digits
+    index = image_index(x, dx, dy, dd)
     before = dx if accumulate else None
     for k, kernel in enumerate(depthwise):
-        form = (kernel.shape[-1], dilations[k], stride)
+        form = (kernel.shape[-1], dilations[k], stride, index)
         centre = None if centres is None else centres[k].contiguous()
         if products:
             _add_products(products[k], x, dy, blocks[k], centre, form)
@@ -148,6 +160,7 @@ def products_kernel(
     SIZE: tl.constexpr,
     DILATION: tl.constexpr,
     STRIDE: tl.constexpr,
+    INDEX: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -159,12 +172,12 @@ def products_kernel(
     candidate, up to 64 channels and outputs. The taps' further reads of x come from the cache. Writes O * C numbers a
     program.
     """
-    outputs = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
-    channels = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
+    outputs = channel_block(tl.program_id(1), BLOCK_O, INDEX)
+    channels = channel_block(tl.program_id(2), BLOCK_C, INDEX)
     count, height, width = dy_shape[0], dy_shape[1], dy_shape[2]
     sums = tl.zeros((BLOCK_O, BLOCK_C), tl.float32)
     for block in range(tl.program_id(0), images * tl.cdiv(height * width, BLOCK_P), tl.num_programs(0)):
-        image, rows, columns, inside = pixel_block(block, height, width, BLOCK_P)
+        image, rows, columns, inside = pixel_block(block, height, width, BLOCK_P, INDEX)
         plane = x + image * x_strides[0]
         d = _centred(
             plane, kernels, centre, x_shape, x_strides[1:], channels, rows, columns, inside, SIZE, DILATION, STRIDE
@@ -180,27 +193,32 @@ def _add_products(product, x, dy, kernels, centre, form) -> None:
     outputs, pixels = dy.shape[1], dy.shape[2] * dy.shape[3]
     block_o, block_c = block_channels(outputs), block_channels(channels)
     tiles = (triton.cdiv(outputs, block_o), triton.cdiv(channels, block_c))
-    programs = max(1, min(images * triton.cdiv(pixels, PRODUCT_PIXELS), PROGRAMS // (tiles[0] * tiles[1])))
-    partials = torch.empty((programs, outputs, channels), dtype=torch.float32, device=x.device)
-    products_kernel[(programs, *tiles)](
-        partials,
-        x,
-        dy,
-        kernels,
-        centre,
-        tuple(x.shape[1:]),
-        x.stride(),
-        tuple(dy.shape[1:]),
-        dy.stride(),
-        images,
-        *form,
-        BLOCK_O=block_o,
-        BLOCK_C=block_c,
-        BLOCK_P=PRODUCT_PIXELS,
-        PRECISION=precision(),
-        num_stages=1,  # more of them, to read ahead, would multiply the shared memory
-    )
-    product.copy_(partials.sum(0))
+
+    def launch(tile):
+        programs = max(1, min(images * triton.cdiv(pixels, tile["BLOCK_P"]), PROGRAMS // (tiles[0] * tiles[1])))
+        partials = torch.empty((programs, outputs, channels), dtype=torch.float32, device=x.device)
+        products_kernel[(programs, *tiles)](
+            partials,
+            x,
+            dy,
+            kernels,
+            centre,
+            tuple(x.shape[1:]),
+            x.stride(),
+            tuple(dy.shape[1:]),
+            dy.stride(),
+            images,
+            *form,
+            BLOCK_O=block_o,
+            BLOCK_C=block_c,
+            PRECISION=precision(),
+            num_stages=1,  # more of them, to read ahead, would multiply the shared memory
+            **tile,
+        )
+        return partials
+
+    tile = tuned("separable products", PRODUCT_TILES, launch, x, dy, centre is None, form, precision())
+    product.copy_(launch(tile).sum(0))
 
 
 # ------------------------------------------------------------------------------------------------------------- dd
@@ -227,6 +245,7 @@ def dd_kernel(
     SIZE: tl.constexpr,
     DILATION: tl.constexpr,
     STRIDE: tl.constexpr,
+    INDEX: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -237,16 +256,16 @@ def dd_kernel(
     Reads dy, and x if there is a right matrix, once for each block of 64 channels: the least possible up to 64 of them.
     Writes dd once.
     """
-    channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    channels = channel_block(tl.program_id(1), BLOCK_C, INDEX)
     count, height, width = dd_shape[0], dd_shape[1], dd_shape[2]
-    image, rows, columns, inside = pixel_block(tl.program_id(0), height, width, BLOCK_P)
+    image, rows, columns, inside = pixel_block(tl.program_id(0), height, width, BLOCK_P, INDEX)
     known = channels < count
     total = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
     if offset is not None:
         total += tl.load(offset + channels, mask=known, other=0.0).to(tl.float32)[:, None]
     if dy is not None:
         for start in range(0, dy_shape[0], BLOCK_O):
-            outputs = start + tl.arange(0, BLOCK_O)
+            outputs = channel_block(start // BLOCK_O, BLOCK_O, INDEX)
             places = channels[:, None] * left_strides[0] + outputs[None, :] * left_strides[1]
             mask = known[:, None] & (outputs < dy_shape[0])[None, :]
             matrix = tl.load(left + places, mask=mask, other=0.0).to(tl.float32)
@@ -255,7 +274,7 @@ def dd_kernel(
     if right is not None:
         plane = x + image * x_strides[0]
         for start in range(0, count, BLOCK_C):
-            sources = start + tl.arange(0, BLOCK_C)
+            sources = channel_block(start // BLOCK_C, BLOCK_C, INDEX)
             d = _centred(
                 plane, kernels, centre, x_shape, x_strides[1:], sources, rows, columns, inside, SIZE, DILATION, STRIDE
             )
@@ -263,38 +282,41 @@ def dd_kernel(
             mask = known[:, None] & (sources < count)[None, :]
             matrix = tl.load(right + places, mask=mask, other=0.0).to(tl.float32)
             total = tl.dot(matrix, d, total, input_precision=PRECISION)
-    places = image * dd_strides[0] + tile_places(dd_strides[1:], channels, rows, columns)
-    tl.store(dd + places, total, mask=known[:, None] & inside[None, :])
+    places = tile_places(dd_strides[1:], channels, rows, columns)
+    tl.store(dd + image * dd_strides[0] + places, total, mask=known[:, None] & inside[None, :])
 
 
 def _fill_dd(dd, x, dy, kernels, left, right, offset, centre, form) -> None:
     images, channels, height, width = dd.shape
     block_c = block_channels(channels)
-    tiles = triton.cdiv(channels, block_c)
-    dd_kernel[(images * triton.cdiv(height * width, PRODUCT_PIXELS), tiles)](
-        dd,
-        x,
-        dy,
-        kernels,
-        left,
-        right,
-        offset,
-        centre,
-        tuple(x.shape[1:]),
-        x.stride(),
-        None if dy is None else tuple(dy.shape[1:]),
-        None if dy is None else dy.stride(),
-        None if left is None else left.stride(),
-        None if right is None else right.stride(),
-        (channels, height, width),
-        dd.stride(),
-        *form,
-        BLOCK_O=16 if dy is None else block_channels(dy.shape[1]),
-        BLOCK_C=block_c,
-        BLOCK_P=PRODUCT_PIXELS,
-        PRECISION=precision(),
-        num_stages=1,  # more of them, to read ahead, would multiply the shared memory
-    )
+
+    def launch(tile):
+        dd_kernel[(images * triton.cdiv(height * width, tile["BLOCK_P"]), triton.cdiv(channels, block_c))](
+            dd,
+            x,
+            dy,
+            kernels,
+            left,
+            right,
+            offset,
+            centre,
+            tuple(x.shape[1:]),
+            x.stride(),
+            None if dy is None else tuple(dy.shape[1:]),
+            None if dy is None else dy.stride(),
+            None if left is None else left.stride(),
+            None if right is None else right.stride(),
+            (channels, height, width),
+            dd.stride(),
+            *form,
+            BLOCK_O=16 if dy is None else block_channels(dy.shape[1]),
+            BLOCK_C=block_c,
+            PRECISION=precision(),
+            num_stages=1,  # more of them, to read ahead, would multiply the shared memory
+            **tile,
+        )
+
+    launch(tuned("separable dd", PRODUCT_TILES, launch, x, dy, right is None, form, precision()))
 
 
 # ------------------------------------------------------------------------------------- transposed convolution of dd
@@ -318,6 +340,7 @@ def transpose_kernel(
     SIZE: tl.constexpr,
     DILATION: tl.constexpr,
     STRIDE: tl.constexpr,
+    INDEX: tl.constexpr,
     TAPS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -329,13 +352,13 @@ def transpose_kernel(
     only) once, the further taps from the cache, and writes after once: the least possible for one candidate. Writes
     C * SIZE**2 numbers a program. TAPS is SIZE**2 rounded up to a power of two.
     """
-    channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    channels = channel_block(tl.program_id(1), BLOCK_C, INDEX)
     known = channels < shape[0]
     taps = tl.arange(0, TAPS)
     height, width = shape[1], shape[2]
     sums = tl.zeros((BLOCK_C, TAPS), tl.float32)
     for block in range(tl.program_id(0), images * tl.cdiv(height * width, BLOCK_P), tl.num_programs(0)):
-        image, rows, columns, inside = pixel_block(block, height, width, BLOCK_P)
+        image, rows, columns, inside = pixel_block(block, height, width, BLOCK_P, INDEX)
         if partials is not None:
             values = padded_tile(x + image * x_strides[0], shape, x_strides[1:], channels, rows, columns, inside)
         if after is not None:
@@ -356,8 +379,8 @@ def transpose_kernel(
                 tap_sum = tl.sum(values * g, axis=1)
                 sums += tl.where(taps[None, :] == tap, tap_sum[:, None], 0.0)
         if after is not None:
-            places = image * after_strides[0] + tile_places(after_strides[1:], channels, rows, columns)
-            tl.store(after + places, total.to(after.dtype.element_ty), mask=known[:, None] & inside[None, :])
+            places = after + image * after_strides[0] + tile_places(after_strides[1:], channels, rows, columns)
+            tl.store(places, total.to(after.dtype.element_ty), mask=known[:, None] & inside[None, :])
     if partials is not None:
         places = (tl.program_id(0) * shape[0] + channels)[:, None] * (SIZE * SIZE) + taps[None, :]
         tl.store(partials + places, sums, mask=known[:, None] & (taps < SIZE * SIZE)[None, :])
@@ -365,31 +388,50 @@ def transpose_kernel(
 
 def _transpose(after, before, ddepthwise, dd, x, kernels, form) -> None:
     images, channels, height, width = x.shape
-    # no matrix product here, so a small tile: a thread has 8 of its numbers, and registers left for their addresses
-    block_c, block_p = min(triton.next_power_of_2(channels), 16), 64
-    tiles = triton.cdiv(channels, block_c)
-    programs = max(1, min(images * triton.cdiv(height * width, block_p), PROGRAMS // tiles))
-    partials, taps = None, form[0] ** 2
-    if ddepthwise is not None:
-        partials = torch.empty((programs, channels, taps), dtype=torch.float32, device=x.device)
-    transpose_kernel[(programs, tiles)](
-        after,
-        before,
-        partials,
-        dd,
-        x,
-        kernels,
-        (channels, height, width),
-        None if after is None else after.stride(),
-        None if before is None else before.stride(),
-        x.stride(),
-        tuple(dd.shape[1:]),
-        dd.stride(),
-        images,
-        *form,
-        TAPS=triton.next_power_of_2(taps),
-        BLOCK_C=block_c,
-        BLOCK_P=block_p,
-    )
+    taps = form[0] ** 2
+
+    def launch(tile, after=after):
+        tiles = triton.cdiv(channels, tile["BLOCK_C"])
+        programs = max(1, min(images * triton.cdiv(height * width, tile["BLOCK_P"]), PROGRAMS // tiles))
+        partials = None
+        if ddepthwise is not None:
+            partials = torch.empty((programs, channels, taps), dtype=torch.float32, device=x.device)
+        transpose_kernel[(programs, tiles)](
+            after,
+            before,
+            partials,
+            dd,
+            x,
+            kernels,
+            (channels, height, width),
+            None if after is None else after.stride(),
+            None if before is None else before.stride(),
+            x.stride(),
+            tuple(dd.shape[1:]),
+            dd.stride(),
+            images,
+            *form,
+            TAPS=triton.next_power_of_2(taps),
+            **tile,
+        )
+        return partials
+
+    def rehearse(tile):
+        launch(tile, None if after is None else torch.empty_like(after))  # before may be the same tensor
+
+    wanted = after is None, before is None, ddepthwise is None
+    partials = launch(tuned("separable transpose", transpose_tiles(channels), rehearse, x, dd, wanted, form))
     if ddepthwise is not None:
         ddepthwise.copy_(partials.sum(0).view(ddepthwise.shape))
+
+
+@cache
+def transpose_tiles(channels: int) -> list[Tile]:
+    """Up to 16 channels by 64 pixels, and other tiles to be tried beside it.
+
+    There is no matrix product here, so the tile is small: a thread has 8 of its numbers, and registers left for their
+    addresses.
+    """
+    most = triton.next_power_of_2(channels)
+    shapes = (16, 64, 4), (16, 32, 4), (16, 128, 8), (4, 128, 4), (1, 512, 4)
+    return [{"BLOCK_C": min(most, block_c), "BLOCK_P": block_p, "num_warps": n} for block_c, block_p, n in shapes]

@@ -7,9 +7,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from srnas_fast.kernels.depthwise_tile import depthwise_tile, pack_depthwise, pixel_block, tile_places
+from srnas_fast.kernels.depthwise_tile import (
+    channel_block,
+    depthwise_tile,
+    image_index,
+    pack_depthwise,
+    pixel_block,
+    tile_places,
+)
+from srnas_fast.kernels.tuning import Tile, tuned
 
 PROGRAMS = 512  # of a reduction, about: a few per multiprocessor of any card, and the bound of its scratch
+
+
+# Of the sum; the first one is the rule's: beside 64 outputs, 16 channels by 32 pixels fit the registers of four warps.
+SUM_TILES: list[Tile] = [
+    {"BLOCK_C": channels, "BLOCK_P": pixels, "num_warps": warps}
+    for channels, pixels, warps in ((16, 32, 4), (16, 16, 4), (32, 32, 4), (16, 64, 4), (16, 64, 8), (16, 128, 8))
+]
+# Of the means; the first one is the rule's: 8 numbers per thread of four warps.
+MEAN_TILES: list[Tile] = [
+    {"BLOCK_C": channels, "BLOCK_P": pixels, "num_warps": warps}
+    for channels, pixels, warps in ((16, 64, 4), (32, 32, 4), (4, 256, 4), (1, 1024, 4), (16, 128, 8))
+]
 
 
 def block_channels(channels: int, most: int = 64) -> int:
@@ -19,7 +39,10 @@ def block_channels(channels: int, most: int = 64) -> int:
 
 def precision() -> str:
     """How float32 numbers are multiplied in a tile product, as torch is told to do it in its own."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):  # since torch 2.9, where reading the old name may be an error
+        return "tf32" if matmul.fp32_precision == "tf32" else "ieee"
+    return "tf32" if matmul.allow_tf32 else "ieee"
 
 
 def separable_sum(
@@ -49,27 +72,24 @@ def separable_sum(
     images, outputs, height, width = y.shape
     if not images:
         return
-    block_o, block_p = block_channels(outputs), 32  # with 16 channels at a time: what fits a thread's registers
-    _sum[(images * triton.cdiv(height * width, block_p), triton.cdiv(outputs, block_o))](
-        y,
-        x,
+    block_o = block_channels(outputs)
+    parameters = (
         pack_depthwise(depthwise),
         torch.stack([matrix.to(torch.float32) for matrix in pointwise]),
         None if shift is None else shift.to(torch.float32).contiguous(),
         None if centres is None else centres.to(torch.float32).contiguous(),
-        tuple(y.shape),
-        y.stride(),
-        tuple(x.shape),
-        x.stride(),
-        SIZES=tuple(kernel.shape[-1] for kernel in depthwise),
-        DILATIONS=tuple(dilations),
-        STRIDE=stride,
-        ACCUMULATE=accumulate,
-        PRECISION=precision(),
-        BLOCK_O=block_o,
-        BLOCK_C=16,
-        BLOCK_P=block_p,
     )
+    plan = {"SIZES": tuple(kernel.shape[-1] for kernel in depthwise), "DILATIONS": tuple(dilations), "STRIDE": stride}
+    plan |= {"INDEX": image_index(x, y), "ACCUMULATE": accumulate, "PRECISION": precision(), "BLOCK_O": block_o}
+
+    def launch(tile, y=y):
+        grid = images * triton.cdiv(height * width, tile["BLOCK_P"]), triton.cdiv(outputs, block_o)
+        _sum[grid](y, x, *parameters, tuple(y.shape), y.stride(), tuple(x.shape), x.stride(), **plan, **tile)
+
+    def rehearse(tile):
+        launch(tile, torch.empty_like(y) if accumulate else y)
+
+    launch(tuned("separable sum", SUM_TILES, rehearse, x, y, plan))
 
 
 def separable_moments(
@@ -90,31 +110,31 @@ def separable_moments(
     kernels = pack_depthwise(depthwise)
     rest = (tuple(x.shape), x.stride())
     plan = {"SIZES": tuple(kernel.shape[-1] for kernel in depthwise), "DILATIONS": tuple(dilations), "STRIDE": stride}
+    plan["INDEX"] = image_index(x)
 
-    block_c, block_p = 16, 64
-    groups = triton.cdiv(channels, block_c)
-    programs = min(max(PROGRAMS // groups, 1), images * triton.cdiv(pixels, block_p))
-    sums = x.new_empty((programs, len(depthwise), channels), dtype=torch.float32)
-    _sums[(programs, groups)](sums, x, kernels, *rest, programs, **plan, BLOCK_C=block_c, BLOCK_P=block_p)
-    centres = sums.sum(0) / (images * pixels)
+    def add(tile):
+        groups = triton.cdiv(channels, tile["BLOCK_C"])
+        programs = min(max(PROGRAMS // groups, 1), images * triton.cdiv(pixels, tile["BLOCK_P"]))
+        sums = x.new_empty((programs, len(depthwise), channels), dtype=torch.float32)
+        _sums[(programs, groups)](sums, x, kernels, *rest, programs, **plan, **tile)
+        return sums
 
-    block_c, block_p = block_channels(channels), 16  # all channels if possible: each block more computes d_k again
+    centres = add(tuned("separable means", MEAN_TILES, add, x, plan)).sum(0) / (images * pixels)
+
+    block_c = block_channels(channels)  # all channels if possible: each block more computes d_k again
     groups = triton.cdiv(channels, block_c)
-    programs = min(max(PROGRAMS // groups**2, 1), images * triton.cdiv(pixels, block_p))
-    products = x.new_empty((programs, len(depthwise), channels, channels), dtype=torch.float32)
-    _products[(programs, groups, groups)](
-        products,
-        x,
-        kernels,
-        centres,
-        *rest,
-        programs,
-        **plan,
-        PRECISION=precision(),
-        BLOCK_C=block_c,
-        BLOCK_P=block_p,
-        num_warps=8 if block_c == 64 else 4,  # 4 warps would spill 64 x 64 sums and their operands
-    )
+    product_plan = plan | {"PRECISION": precision(), "BLOCK_C": block_c}
+
+    def multiply(tile):
+        programs = min(max(PROGRAMS // groups**2, 1), images * triton.cdiv(pixels, tile["BLOCK_P"]))
+        products = x.new_empty((programs, len(depthwise), channels, channels), dtype=torch.float32)
+        _products[(programs, groups, groups)](products, x, kernels, centres, *rest, programs, **product_plan, **tile)
+        return products
+
+    warps = 8 if block_c == 64 else 4  # 64 x 64 sums and their operands fill the registers of 4 warps
+    shapes = (16, warps), (32, warps), (16, 12 - warps), (64, 8)
+    tiles = [{"BLOCK_P": block_p, "num_warps": count} for block_p, count in shapes]
+    products = multiply(tuned("separable covariances", tiles, multiply, x, product_plan))
     upper = (products.sum(0) / (images * pixels)).triu()
     means.copy_(centres)
     covariances.copy_(upper + upper.triu(1).transpose(1, 2))
@@ -135,6 +155,7 @@ def _sum(
     SIZES: tl.constexpr,
     DILATIONS: tl.constexpr,
     STRIDE: tl.constexpr,
+    INDEX: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_O: tl.constexpr,
@@ -147,14 +168,14 @@ def _sum(
     where the cache holds the few rows of x that the taps and the candidates read again; else x once per BLOCK_O
     outputs.
     """
-    image, rows, columns, inside = pixel_block(tl.program_id(0), shape[2], shape[3], BLOCK_P)
-    outputs = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
+    image, rows, columns, inside = pixel_block(tl.program_id(0), shape[2], shape[3], BLOCK_P, INDEX)
+    outputs = channel_block(tl.program_id(1), BLOCK_O, INDEX)
     x += image * x_strides[0]
     total = tl.zeros((BLOCK_O, BLOCK_P), tl.float32)
     for k in tl.static_range(len(SIZES)):
         # channels inside of candidates: the other way round, all candidates' addresses would stay in registers
         for first in tl.range(0, x_shape[1], BLOCK_C, num_stages=1):
-            channels = first + tl.arange(0, BLOCK_C)
+            channels = channel_block(first // BLOCK_C, BLOCK_C, INDEX)
             d = depthwise_tile(
                 x, kernels, x_shape[1:], x_strides[1:], channels, rows, columns, inside, k, SIZES, DILATIONS, STRIDE
             )
@@ -185,6 +206,7 @@ def _sums(
     SIZES: tl.constexpr,
     DILATIONS: tl.constexpr,
     STRIDE: tl.constexpr,
+    INDEX: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
@@ -194,11 +216,11 @@ def _sums(
     few.
     """
     height, width = (shape[2] - 1) // STRIDE + 1, (shape[3] - 1) // STRIDE + 1
-    channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    channels = channel_block(tl.program_id(1), BLOCK_C, INDEX)
     for k in tl.static_range(len(SIZES)):
         total = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
         for index in tl.range(tl.program_id(0), shape[0] * tl.cdiv(height * width, BLOCK_P), programs, num_stages=1):
-            image, rows, columns, inside = pixel_block(index, height, width, BLOCK_P)
+            image, rows, columns, inside = pixel_block(index, height, width, BLOCK_P, INDEX)
             d = depthwise_tile(
                 x + image * strides[0],
                 kernels,
@@ -230,6 +252,7 @@ def _products(
     SIZES: tl.constexpr,
     DILATIONS: tl.constexpr,
     STRIDE: tl.constexpr,
+    INDEX: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -244,12 +267,12 @@ def _products(
     if tl.program_id(1) > tl.program_id(2):
         return
     height, width = (shape[2] - 1) // STRIDE + 1, (shape[3] - 1) // STRIDE + 1
-    left = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    right = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
+    left = channel_block(tl.program_id(1), BLOCK_C, INDEX)
+    right = channel_block(tl.program_id(2), BLOCK_C, INDEX)
     for k in tl.static_range(len(SIZES)):
         total = tl.zeros((BLOCK_C, BLOCK_C), tl.float32)
         for index in tl.range(tl.program_id(0), shape[0] * tl.cdiv(height * width, BLOCK_P), programs, num_stages=1):
-            image, rows, columns, inside = pixel_block(index, height, width, BLOCK_P)
+            image, rows, columns, inside = pixel_block(index, height, width, BLOCK_P, INDEX)
             plane = x + image * strides[0]
             a = _centred(
                 plane,

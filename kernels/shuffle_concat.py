@@ -24,7 +24,7 @@ def shuffle_concat(out: Tensor, y: Tensor, x: Tensor, groups: int, scale: Tensor
         return
     grid, blocks = _tiles(out)
     _forward[grid](
-        out, y, x, scale, out.shape, out.stride(), y.stride(), x.stride(), **blocks, **_shape(out, x, groups)
+        out, y, x, scale, tuple(out.shape), out.stride(), y.stride(), x.stride(), **blocks, **_shape(out, x, groups)
     )
 
 
@@ -59,7 +59,7 @@ def shuffle_concat_backward(
             dout,
             x,
             scale,
-            dout.shape,
+            tuple(dout.shape),
             (0, 0, 0, 0) if dy is None else dy.stride(),
             (0, 0, 0, 0) if dx is None else dx.stride(),
             dout.stride(),

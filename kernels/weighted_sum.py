@@ -32,7 +32,7 @@ def weighted_sum(
         return
     channels = weights.ndim == 2 or shift is not None or centres is not None
     sizes, (y_strides, *z_strides) = _layout([y, *zs], channels)
-    grid, blocks = _tiles(sizes, y_strides)
+    _, blocks, grid = _tiles(sizes, y_strides)
     for first in range(0, len(zs), TOGETHER):
         some = slice(first, first + TOGETHER)
         _forward[grid](
@@ -78,9 +78,9 @@ def weighted_sum_backward(
     channels = dy.ndim > 1 and (weights.ndim == 2 or centres is not None or dysum is not None)
     sizes, (dy_strides, *strides) = _layout([dy, *zs, *dzs], channels)
     z_strides, dz_strides = strides[:count], strides[count:]
-    grid, blocks = _tiles(sizes, dy_strides)
-    # For each tensor, and last for dy alone, one row of numbers per program along the first axis of the grid.
-    partial = torch.empty(count + 1, grid[0], sizes[0], dtype=torch.float32, device=dy.device)
+    shares, blocks, grid = _tiles(sizes, dy_strides)
+    # For each tensor, and last for dy alone, one row of numbers per share of the pixels.
+    partial = torch.empty(count + 1, shares, sizes[0], dtype=torch.float32, device=dy.device)
     for first in range(0, count if dy.numel() else 0, TOGETHER):
         some = slice(first, first + TOGETHER)
         _backward[grid](
@@ -149,8 +149,10 @@ def _layout(
     return sizes, [(0, 0, 0, 0) if tensor is None else next(strides) for tensor in tensors]
 
 
-def _tiles(sizes: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int, int], dict]:
-    """The grid, and the block sizes of a program's tile: channels by neighbours along the last dimension.
+def _tiles(sizes: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, dict, tuple[int]]:
+    """How many tiles cover the pixels, their block sizes (channels by neighbours along the last dimension), the grid.
+
+    The grid has a program for each tile of each block of channels, along the one axis that takes more than 65,535.
 
     A tile is long where memory is dense: along the channels where they are the nearest neighbours, up to 32 of them,
     which are 64 bytes and more; else along the last dimension. What that leaves of the tile goes the other way.
@@ -162,18 +164,23 @@ def _tiles(sizes: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int,
     else:
         last = min(last, TILE)
         channels = min(channels, TILE // last)
-    grid = sizes[1] * sizes[2] * triton.cdiv(sizes[3], last), triton.cdiv(sizes[0], channels)
-    return grid, dict(CHANNELS=channels, LAST=last)
+    shares = sizes[1] * sizes[2] * triton.cdiv(sizes[3], last)
+    return shares, dict(CHANNELS=channels, LAST=last), (shares * triton.cdiv(sizes[0], channels),)
+
+
+@triton.jit
+def _shares(sizes, LAST: tl.constexpr):
+    return sizes[1] * sizes[2] * tl.cdiv(sizes[3], LAST)
 
 
 @triton.jit
 def _place(sizes, CHANNELS: tl.constexpr, LAST: tl.constexpr):
     """(channels, their mask, place, the tile's mask); place has the four indices of the program's tile."""
     tiles = tl.cdiv(sizes[3], LAST)
-    program = tl.program_id(0).to(tl.int64)
-    last = program % tiles * LAST + tl.arange(0, LAST)
-    outer = program // tiles
-    c = tl.program_id(1).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
+    share = (tl.program_id(0) % _shares(sizes, LAST)).to(tl.int64)
+    last = share % tiles * LAST + tl.arange(0, LAST)
+    outer = share // tiles
+    c = (tl.program_id(0) // _shares(sizes, LAST)).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
     inside = (c < sizes[0])[:, None] & (last < sizes[3])[None, :]
     return c, c < sizes[0], (c[:, None], outer // sizes[2], outer % sizes[2], last[None, :]), inside
 
@@ -239,18 +246,18 @@ def _backward(
     each tile at most K + 1 numbers per channel, the tile's share of dweights and dysum."""
     c, channel, place, inside = _place(sizes, CHANNELS, LAST)
     dy = tl.load(dy_ptr + _offset(place, dy_strides), mask=inside, other=0.0).to(tl.float32)
-    share = tl.program_id(0).to(tl.int64) * sizes[0] + c
-    programs = tl.num_programs(0).to(tl.int64) * sizes[0]
+    share = (tl.program_id(0) % _shares(sizes, LAST)).to(tl.int64) * sizes[0] + c
+    one = (tl.zeros((), tl.int64) + _shares(sizes, LAST)) * sizes[0]  # numbers of a tensor
     if sums_ptr is not None:
         tl.store(sums_ptr + share, tl.sum(dy, 1), mask=channel)
-    for k in tl.static_range(len(dz_ptrs)):
+    for k in tl.static_range(len(dz_strides)):  # Triton before 3.7 knows no length of dz_ptrs, where some are None
         if products_ptr is not None:
             z = tl.load(z_ptrs[k] + _offset(place, z_strides[k]), mask=inside, other=0.0).to(tl.float32)
             if centres_ptr is not None:
                 at = centres_ptr + k * centres_strides[0] + c * centres_strides[1]
                 z -= tl.load(at, mask=channel, other=0.0).to(tl.float32)[:, None]
             # Outside the tile dy is 0, whatever the centre made of z.
-            tl.store(products_ptr + k * programs + share, tl.sum(dy * z, 1), mask=channel)
+            tl.store(products_ptr + k * one + share, tl.sum(dy * z, 1), mask=channel)
         if dz_ptrs[k] is not None:
             at = weights_ptr + k * weights_strides[0] + c * weights_strides[1]
             dz = tl.load(at, mask=channel, other=0.0).to(tl.float32)[:, None] * dy

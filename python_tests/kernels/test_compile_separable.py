@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("triton")
 
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 SHAPE = ("i32",) * 4
-PLAN = {"SIZES": (3, 5), "DILATIONS": (1, 2), "STRIDE": 1}
+PLAN = {"SIZES": (3, 5), "DILATIONS": (1, 2), "STRIDE": 1, "INDEX": tl.int32}
 VARIANTS = [("*fp32", "NCHW"), ("*bf16", "channels_last")]
 
 

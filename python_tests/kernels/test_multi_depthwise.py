@@ -113,16 +113,3 @@ def test_narrow_types(device, dtype):
     tolerance = 2 * torch.finfo(dtype).eps
     for result, reference in zip([out, dx, *dkernels], [expected.detach(), *gradients], strict=True):
         torch.testing.assert_close(result.float(), reference.to(dtype).float(), rtol=tolerance, atol=1e-5)
-
-
-def test_scratch_does_not_grow_with_the_image(device, bytes_created):
-    def scratch(size):
-        x, kernels = torch.empty(2, 4, *size, device=device), [torch.empty(4, 1, s, s, device=device) for s in (3, 7)]
-        outputs, dkernels = [torch.empty_like(x)] * 2, [torch.empty_like(w) for w in kernels]
-        rest = (x, kernels, [1, 1], 1)
-        forward = bytes_created(multi_depthwise, ["_outputs"], outputs, *rest)
-        names = ["_input_gradient", "_kernel_gradients"]
-        gradients = torch.empty_like(x), dkernels, outputs
-        return forward, bytes_created(multi_depthwise_backward, names, *gradients, *rest)
-
-    assert scratch((256, 256)) == scratch((512, 1024))

@@ -149,18 +149,3 @@ def test_narrow_types(device, dtype):
         (means, covariances), separable_moments_reference(x.double(), widened(depthwise), [1], 1), strict=True
     ):
         assert_near(result, reference)
-
-
-def test_scratch_does_not_grow_with_the_image(device, bytes_created):
-    depthwise, pointwise, shift, centres = parameters(device, 4, 5, [3, 5])
-    means, covariances = torch.empty(2, 4, device=device), torch.empty(2, 4, 4, device=device)
-
-    def scratch(size):
-        x, y = torch.empty(2, 4, *size, device=device), torch.empty(2, 5, *size, device=device)
-        plan = [1, 1], 1
-        in_sum = bytes_created(separable_sum, ["_sum"], y, False, x, depthwise, pointwise, shift, centres, *plan)
-        return in_sum, bytes_created(separable_moments, ["_sums", "_products"], means, covariances, x, depthwise, *plan)
-
-    small, large = scratch((256, 256)), scratch((512, 1024))
-    assert small == large
-    assert small[0] < 4096  # parameters of two candidates, and nothing else
