@@ -1,12 +1,7 @@
-// What Python sees of the CUDA kernels, one section per primitive. Python has checked types, shapes and
-// strides by now: a tensor arrives as the address of its first element, sizes and strides are counted in
-// elements.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <cstdint>
-#include <vector>
-
+// What Python sees of the CUDA kernels, one section per primitive: the same functions as those of the C++
+// kernels (../bindings.cpp), whose first argument is a stream. A call returns once the kernels are in it, and
+// the memory of its intermediate results may go to what is put into the stream next.
+#include "../python.h"
 #include "merge_kernels.h"
 #include "multi_depthwise.h"
 #include "separable.h"
@@ -14,37 +9,13 @@
 #include "simplex_project.h"
 #include "weighted_sum.h"
 
-namespace py = pybind11;
 using namespace srnas_fast_cuda;
+using namespace srnas_fast_python;
+using In = Tensor<const float>;
+using Out = Tensor<float>;
+using Make = py::function;
 
 namespace {
-
-using Address = std::uintptr_t;  // 0 for a tensor that is not wanted
-using Addresses = std::vector<Address>;
-using Sizes = std::vector<int64_t>;
-
-template <class T>
-T* at(Address address) {
-    return reinterpret_cast<T*>(address);
-}
-
-template <class T>
-std::vector<T*> all_at(const Addresses& addresses) {
-    std::vector<T*> pointers;
-    for (const Address address : addresses) pointers.push_back(at<T>(address));
-    return pointers;
-}
-
-template <class T>
-Tensor<T> tensor_at(Address address, const Sizes& strides) {
-    return {at<T>(address), strides[0], strides[1], strides[2], strides[3]};
-}
-
-// Calls work(T{}) with T = double or float. In work: using T = decltype(number).
-template <class Work>
-void dispatch(bool is_double, Work work) {
-    is_double ? work(double{}) : work(float{});
-}
 
 // ---- simplex_project
 
@@ -54,23 +25,18 @@ SimplexRows<T> simplex_rows(const Sizes& sizes, Address logits, Address radius, 
     return {sizes[0], sizes[1], at<const T>(logits), at<const double>(radius), sizes[2], as_published};
 }
 
+template <class T>
 void bind_simplex_project(py::module_& m) {
-    m.def("simplex_project", [](bool is_double, const Sizes& sizes, Address logits, Address radius,
-                                bool as_published, Address weights, Address stream) {
-        dispatch(is_double, [&](auto number) {
-            using T = decltype(number);
-            simplex_project<T>(simplex_rows<T>(sizes, logits, radius, as_published), at<T>(weights),
-                               at<void>(stream));
-        });
+    m.def("simplex_project", [](Address stream, const Make&, const Sizes& sizes, Address logits,
+                                Address radius, bool as_published, Address weights) {
+        simplex_project<T>(simplex_rows<T>(sizes, logits, radius, as_published), at<T>(weights),
+                           at<void>(stream));
     });
     m.def("simplex_project_backward",
-          [](bool is_double, const Sizes& sizes, Address logits, Address radius, bool as_published,
-             Address dweights, Address dlogits, Address stream) {
-              dispatch(is_double, [&](auto number) {
-                  using T = decltype(number);
-                  simplex_project_backward<T>(simplex_rows<T>(sizes, logits, radius, as_published),
-                                              at<const T>(dweights), at<T>(dlogits), at<void>(stream));
-              });
+          [](Address stream, const Make&, const Sizes& sizes, Address logits, Address radius,
+             bool as_published, Address dweights, Address dlogits) {
+              simplex_project_backward<T>(simplex_rows<T>(sizes, logits, radius, as_published),
+                                          at<const T>(dweights), at<T>(dlogits), at<void>(stream));
           });
 }
 
@@ -87,23 +53,21 @@ MergeShape merge_shape(const Sizes& merged, const Sizes& sizes, const Sizes& str
 
 void bind_merge_kernels(py::module_& m) {
     m.def("merge_kernels",
-          [](Address merged, const Sizes& merged_sizes, Address weights, const Addresses& kernels,
-             const Sizes& sizes, const Sizes& strides, const Sizes& dilations, Address stream) {
+          [](Address stream, const Make&, Address merged, const Sizes& merged_sizes, Address weights,
+             const Addresses& kernels, const Sizes& sizes, const Sizes& strides, const Sizes& dilations) {
               merge_kernels(at<float>(merged), merge_shape(merged_sizes, sizes, strides, dilations),
                             at<const float>(weights), all_at<const float>(kernels), at<void>(stream));
           });
-    m.def("merge_kernels_backward_scratch",
-          [](const Sizes& merged_sizes, const Sizes& sizes, const Sizes& strides, const Sizes& dilations) {
-              return merge_kernels_backward_scratch(merge_shape(merged_sizes, sizes, strides, dilations));
+    m.def("merge_kernels_backward",
+          [](Address stream, const Make& make, Address dmerged, const Sizes& merged_sizes, Address weights,
+             const Addresses& kernels, const Sizes& sizes, const Sizes& strides, const Sizes& dilations,
+             Address dweights, const Addresses& dkernels) {
+              const auto shape = merge_shape(merged_sizes, sizes, strides, dilations);
+              const Scratch<float> scratch(make, merge_kernels_backward_scratch(shape));
+              merge_kernels_backward(at<const float>(dmerged), shape, at<const float>(weights),
+                                     all_at<const float>(kernels), at<float>(dweights),
+                                     all_at<float>(dkernels), scratch.data(), at<void>(stream));
           });
-    m.def("merge_kernels_backward", [](Address dmerged, const Sizes& merged_sizes, Address weights,
-                                       const Addresses& kernels, const Sizes& sizes, const Sizes& strides,
-                                       const Sizes& dilations, Address dweights, const Addresses& dkernels,
-                                       Address scratch, Address stream) {
-        merge_kernels_backward(at<const float>(dmerged), merge_shape(merged_sizes, sizes, strides, dilations),
-                               at<const float>(weights), all_at<const float>(kernels), at<float>(dweights),
-                               all_at<float>(dkernels), at<float>(scratch), at<void>(stream));
-    });
 }
 
 // ---- weighted_sum
@@ -121,22 +85,20 @@ WeightedSum sum_of(const Sizes& sizes, Address weights, bool per_channel, const 
 
 void bind_weighted_sum(py::module_& m) {
     m.def("weighted_sum",
-          [](Address y, bool accumulate, Address weights, bool per_channel, const Addresses& zs,
-             const Sizes& blocks, Address shift, Address centres, const Sizes& sizes, Address stream) {
+          [](Address stream, const Make&, Address y, bool accumulate, Address weights, bool per_channel,
+             const Addresses& zs, const Sizes& blocks, Address shift, Address centres, const Sizes& sizes) {
               weighted_sum(at<float>(y), accumulate, sum_of(sizes, weights, per_channel, zs, blocks, centres),
                            at<const float>(shift), at<void>(stream));
           });
-    m.def("weighted_sum_backward_scratch", [](const Sizes& sizes) {
-        return weighted_sum_backward_scratch(sum_of(sizes, 0, false, {}, {}, 0));
-    });
-    m.def("weighted_sum_backward", [](Address dy, Address weights, bool per_channel, const Addresses& zs,
-                                      const Sizes& blocks, Address centres, const Sizes& sizes,
-                                      Address dweights, Address dysum, const Addresses& dzs, Address scratch,
-                                      Address stream) {
-        weighted_sum_backward(at<const float>(dy), sum_of(sizes, weights, per_channel, zs, blocks, centres),
-                              at<float>(dweights), at<float>(dysum), all_at<float>(dzs), at<float>(scratch),
-                              at<void>(stream));
-    });
+    m.def("weighted_sum_backward",
+          [](Address stream, const Make& make, Address dy, Address weights, bool per_channel,
+             const Addresses& zs, const Sizes& blocks, Address centres, const Sizes& sizes, Address dweights,
+             Address dysum, const Addresses& dzs) {
+              const auto sum = sum_of(sizes, weights, per_channel, zs, blocks, centres);
+              const Scratch<float> scratch(make, weighted_sum_backward_scratch(sum));
+              weighted_sum_backward(at<const float>(dy), sum, at<float>(dweights), at<float>(dysum),
+                                    all_at<float>(dzs), scratch.data(), at<void>(stream));
+          });
 }
 
 // ---- shuffle_concat
@@ -148,22 +110,21 @@ ShuffleShape shuffle_shape(const Sizes& sizes) {
 
 void bind_shuffle_concat(py::module_& m) {
     m.def("shuffle_concat",
-          [](const Sizes& sizes, Address y, const Sizes& y_strides, Address x, const Sizes& x_strides,
-             Address scale, Address out, const Sizes& out_strides, Address stream) {
-              shuffle_concat(shuffle_shape(sizes), tensor_at<const float>(y, y_strides),
-                             tensor_at<const float>(x, x_strides), at<const float>(scale),
-                             tensor_at<float>(out, out_strides), at<void>(stream));
+          [](Address stream, const Make&, const Sizes& sizes, Address y, const Sizes& y_strides, Address x,
+             const Sizes& x_strides, Address scale, Address out, const Sizes& out_strides) {
+              shuffle_concat(shuffle_shape(sizes), tensor_at<In>(y, y_strides), tensor_at<In>(x, x_strides),
+                             at<const float>(scale), tensor_at<Out>(out, out_strides), at<void>(stream));
           });
-    m.def("shuffle_concat_backward_scratch",
-          [](const Sizes& sizes) { return shuffle_concat_backward_scratch(shuffle_shape(sizes)); });
     m.def("shuffle_concat_backward",
-          [](const Sizes& sizes, Address dout, const Sizes& dout_strides, Address x, const Sizes& x_strides,
-             Address scale, Address dy, const Sizes& dy_strides, Address dx, const Sizes& dx_strides,
-             Address dscale, Address scratch, Address stream) {
-              shuffle_concat_backward(shuffle_shape(sizes), tensor_at<const float>(dout, dout_strides),
-                                      tensor_at<const float>(x, x_strides), at<const float>(scale),
-                                      tensor_at<float>(dy, dy_strides), tensor_at<float>(dx, dx_strides),
-                                      at<float>(dscale), at<float>(scratch), at<void>(stream));
+          [](Address stream, const Make& make, const Sizes& sizes, Address dout, const Sizes& dout_strides,
+             Address x, const Sizes& x_strides, Address scale, Address dy, const Sizes& dy_strides,
+             Address dx, const Sizes& dx_strides, Address dscale) {
+              const auto shape = shuffle_shape(sizes);
+              const Scratch<float> scratch(make, shuffle_concat_backward_scratch(shape));
+              shuffle_concat_backward(shape, tensor_at<In>(dout, dout_strides), tensor_at<In>(x, x_strides),
+                                      at<const float>(scale), tensor_at<Out>(dy, dy_strides),
+                                      tensor_at<Out>(dx, dx_strides), at<float>(dscale), scratch.data(),
+                                      at<void>(stream));
           });
 }
 
@@ -175,31 +136,26 @@ DepthwiseShape depthwise_shape(const Sizes& x, const Sizes& sizes, const Sizes& 
 
 void bind_multi_depthwise(py::module_& m) {
     m.def("multi_depthwise",
-          [](Address x, const Sizes& x_sizes, const Sizes& x_strides, const Addresses& kernels,
-             const Sizes& sizes, const Sizes& dilations, int64_t stride, const Addresses& outputs,
-             const Sizes& output_strides, Address stream) {
-              std::vector<Tensor<float>> zs;
-              for (const Address output : outputs) zs.push_back(tensor_at<float>(output, output_strides));
-              multi_depthwise(depthwise_shape(x_sizes, sizes, dilations, stride),
-                              tensor_at<const float>(x, x_strides), all_at<const float>(kernels), zs,
-                              at<void>(stream));
-          });
-    m.def("multi_depthwise_backward_scratch",
-          [](const Sizes& x_sizes, const Sizes& sizes, const Sizes& dilations, int64_t stride) {
-              return multi_depthwise_backward_scratch(depthwise_shape(x_sizes, sizes, dilations, stride));
+          [](Address stream, const Make&, Address x, const Sizes& x_sizes, const Sizes& x_strides,
+             const Addresses& kernels, const Sizes& sizes, const Sizes& dilations, int64_t stride,
+             const Addresses& outputs, const Sizes& output_strides) {
+              std::vector<Out> zs;
+              for (const Address output : outputs) zs.push_back(tensor_at<Out>(output, output_strides));
+              multi_depthwise(depthwise_shape(x_sizes, sizes, dilations, stride), tensor_at<In>(x, x_strides),
+                              all_at<const float>(kernels), zs, at<void>(stream));
           });
     m.def("multi_depthwise_backward",
-          [](Address x, const Sizes& x_sizes, const Sizes& x_strides, const Addresses& dys,
-             const std::vector<Sizes>& dy_strides, const Addresses& kernels, const Sizes& sizes,
-             const Sizes& dilations, int64_t stride, Address dx, const Sizes& dx_strides,
-             const Addresses& dkernels, Address scratch, Address stream) {
-              std::vector<Tensor<const float>> dzs;
-              for (size_t k = 0; k < dys.size(); ++k)
-                  dzs.push_back(tensor_at<const float>(dys[k], dy_strides[k]));
-              multi_depthwise_backward(depthwise_shape(x_sizes, sizes, dilations, stride),
-                                       tensor_at<const float>(x, x_strides), dzs,
-                                       all_at<const float>(kernels), tensor_at<float>(dx, dx_strides),
-                                       all_at<float>(dkernels), at<float>(scratch), at<void>(stream));
+          [](Address stream, const Make& make, Address x, const Sizes& x_sizes, const Sizes& x_strides,
+             const Addresses& dys, const std::vector<Sizes>& dy_strides, const Addresses& kernels,
+             const Sizes& sizes, const Sizes& dilations, int64_t stride, Address dx, const Sizes& dx_strides,
+             const Addresses& dkernels) {
+              const auto shape = depthwise_shape(x_sizes, sizes, dilations, stride);
+              const Scratch<float> scratch(make, multi_depthwise_backward_scratch(shape));
+              std::vector<In> dzs;
+              for (size_t k = 0; k < dys.size(); ++k) dzs.push_back(tensor_at<In>(dys[k], dy_strides[k]));
+              multi_depthwise_backward(shape, tensor_at<In>(x, x_strides), dzs, all_at<const float>(kernels),
+                                       tensor_at<Out>(dx, dx_strides), all_at<float>(dkernels),
+                                       scratch.data(), at<void>(stream));
           });
 }
 
@@ -207,49 +163,39 @@ void bind_multi_depthwise(py::module_& m) {
 
 void bind_separable(py::module_& m) {
     m.def("separable_sum",
-          [](Address x, const Sizes& x_sizes, const Sizes& x_strides, const Addresses& depthwise,
-             const Sizes& sizes, const Sizes& dilations, int64_t stride, const Addresses& pointwise,
-             Address shift, Address centres, Address y, int64_t outputs, const Sizes& y_strides,
-             bool accumulate, Address stream) {
-              separable_sum(depthwise_shape(x_sizes, sizes, dilations, stride),
-                            tensor_at<const float>(x, x_strides), all_at<const float>(depthwise),
-                            all_at<const float>(pointwise), at<const float>(shift), at<const float>(centres),
-                            outputs, tensor_at<float>(y, y_strides), accumulate, at<void>(stream));
+          [](Address stream, const Make&, Address x, const Sizes& x_sizes, const Sizes& x_strides,
+             const Addresses& depthwise, const Sizes& sizes, const Sizes& dilations, int64_t stride,
+             const Addresses& pointwise, Address shift, Address centres, Address y, int64_t outputs,
+             const Sizes& y_strides, bool accumulate) {
+              separable_sum(depthwise_shape(x_sizes, sizes, dilations, stride), tensor_at<In>(x, x_strides),
+                            all_at<const float>(depthwise), all_at<const float>(pointwise),
+                            at<const float>(shift), at<const float>(centres), outputs,
+                            tensor_at<Out>(y, y_strides), accumulate, at<void>(stream));
           });
-    m.def("separable_moments_scratch",
-          [](const Sizes& x_sizes, const Sizes& sizes, const Sizes& dilations, int64_t stride) {
-              return separable_moments_scratch(depthwise_shape(x_sizes, sizes, dilations, stride));
+    m.def("separable_moments",
+          [](Address stream, const Make& make, Address x, const Sizes& x_sizes, const Sizes& x_strides,
+             const Addresses& depthwise, const Sizes& sizes, const Sizes& dilations, int64_t stride,
+             Address means, Address covariances) {
+              const auto shape = depthwise_shape(x_sizes, sizes, dilations, stride);
+              const Scratch<float> scratch(make, separable_moments_scratch(shape));
+              separable_moments(shape, tensor_at<In>(x, x_strides), all_at<const float>(depthwise),
+                                at<float>(means), at<float>(covariances), scratch.data(), at<void>(stream));
           });
-    m.def("separable_moments", [](Address x, const Sizes& x_sizes, const Sizes& x_strides,
-                                  const Addresses& depthwise, const Sizes& sizes, const Sizes& dilations,
-                                  int64_t stride, Address means, Address covariances, Address scratch,
-                                  Address stream) {
-        separable_moments(depthwise_shape(x_sizes, sizes, dilations, stride),
-                          tensor_at<const float>(x, x_strides), all_at<const float>(depthwise),
-                          at<float>(means), at<float>(covariances), at<float>(scratch), at<void>(stream));
-    });
-    m.def("separable_gradient_scratch", [](const Sizes& x_sizes, int64_t outputs, const Sizes& sizes,
-                                           const Sizes& dilations, int64_t stride) {
-        return separable_gradient_scratch(depthwise_shape(x_sizes, sizes, dilations, stride), outputs);
-    });
     m.def("separable_gradient",
-          [](Address x, const Sizes& x_sizes, const Sizes& x_strides, Address dy, int64_t outputs,
-             const Sizes& dy_strides, const Addresses& depthwise, const Sizes& sizes, const Sizes& dilations,
-             int64_t stride, const Addresses& left, const Addresses& right, Address offsets, Address centres,
-             Address dx, const Sizes& dx_strides, bool accumulate, Address dysum, const Addresses& ddepthwise,
-             const Addresses& products, Address scratch, Address stream) {
-              const GradientInput in{tensor_at<const float>(x, x_strides),
-                                     tensor_at<const float>(dy, dy_strides),
-                                     outputs,
-                                     all_at<const float>(depthwise),
-                                     all_at<const float>(left),
-                                     all_at<const float>(right),
-                                     at<const float>(offsets),
-                                     at<const float>(centres)};
-              const GradientOutput out{tensor_at<float>(dx, dx_strides), accumulate, at<float>(dysum),
+          [](Address stream, const Make& make, Address x, const Sizes& x_sizes, const Sizes& x_strides,
+             Address dy, int64_t outputs, const Sizes& dy_strides, const Addresses& depthwise,
+             const Sizes& sizes, const Sizes& dilations, int64_t stride, const Addresses& left,
+             const Addresses& right, Address offsets, Address centres, Address dx, const Sizes& dx_strides,
+             bool accumulate, Address dysum, const Addresses& ddepthwise, const Addresses& products) {
+              const auto shape = depthwise_shape(x_sizes, sizes, dilations, stride);
+              const Scratch<float> scratch(make, separable_gradient_scratch(shape, outputs));
+              const GradientInput in{
+                  tensor_at<In>(x, x_strides),    tensor_at<In>(dy, dy_strides), outputs,
+                  all_at<const float>(depthwise), all_at<const float>(left),     all_at<const float>(right),
+                  at<const float>(offsets),       at<const float>(centres)};
+              const GradientOutput out{tensor_at<Out>(dx, dx_strides), accumulate, at<float>(dysum),
                                        all_at<float>(ddepthwise), all_at<float>(products)};
-              separable_gradient(depthwise_shape(x_sizes, sizes, dilations, stride), in, out,
-                                 at<float>(scratch), at<void>(stream));
+              separable_gradient(shape, in, out, scratch.data(), at<void>(stream));
           });
 }
 
@@ -257,10 +203,12 @@ void bind_separable(py::module_& m) {
 
 PYBIND11_MODULE(_srnas_fast_cuda, m) {
     m.doc() = "CUDA kernels of srnas_fast";
-    bind_simplex_project(m);
-    bind_merge_kernels(m);
-    bind_weighted_sum(m);
-    bind_shuffle_concat(m);
-    bind_multi_depthwise(m);
-    bind_separable(m);
+    auto single = m.def_submodule("float32"), twofold = m.def_submodule("float64");
+    bind_simplex_project<float>(single);
+    bind_simplex_project<double>(twofold);
+    bind_merge_kernels(single);
+    bind_weighted_sum(single);
+    bind_shuffle_concat(single);
+    bind_multi_depthwise(single);
+    bind_separable(single);
 }

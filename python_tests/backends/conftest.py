@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import srnas_fast
-from srnas_fast.backends import build
+from srnas_fast.backends import cpu
 
 # A module without pybind11, in two files and a header, whose build takes a fraction of a second.
 BINDINGS = """
@@ -44,10 +44,10 @@ FLAGS = ("-O0", "-fopenmp")
 USE = f"""
 import sys
 from pathlib import Path
-from srnas_fast.backends import build
-build.CHILD = {QUICK!r}
+from srnas_fast.backends import build, cpu
+cpu.CHILD = {QUICK!r}
 try:
-    print(build.build("_fake", Path(sys.argv[1]), {FLAGS!r}).module.answer)
+    print(build.build(cpu.recipe("_fake", Path(sys.argv[1]), {FLAGS!r})).module.answer)
 except build.Unavailable as failure:
     print("unavailable:", failure.reason)
 """
@@ -76,7 +76,7 @@ def builds(tmp_path, monkeypatch, cache):
     """The quick builder in an empty cache; call the fixture for how often it ran."""
     count = tmp_path / "count"
     monkeypatch.setenv("COUNT", str(count))
-    monkeypatch.setattr(build, "CHILD", QUICK)
+    monkeypatch.setattr(cpu, "CHILD", QUICK)
     return lambda: len(count.read_text().split()) if count.exists() else 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from srnas_fast.backends import build, toolchain
+from srnas_fast.backends import build, cpu, toolchain
 from srnas_fast.backends.build import Unavailable
 
 FLAGS = ("-O0", "-fopenmp")
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(build.sys.platform != "linux", reason="the kerne
 
 
 def made(sources, flags=FLAGS):
-    return build.build("_fake", sources, flags)
+    return build.build(cpu.recipe("_fake", sources, flags))
 
 
 def folders(cache):
@@ -91,11 +91,11 @@ def test_changed_flags_are_built_anew_and_named(sources, builds, capsys):
 @pytest.mark.parametrize(
     ("place", "name", "value", "shown"),
     [
-        (build, "find_compiler", lambda: ("g++", "/usr/bin/g++: g++ 99"), "-> /usr/bin/g++: g++ 99)"),
-        (build, "processor_features", lambda: "x86_64 amx", "with amx)"),
-        (build, "pybind11_version", lambda: "9.9", "-> 9.9)"),
+        (cpu, "find_compiler", lambda: ("g++", "/usr/bin/g++: g++ 99"), "-> /usr/bin/g++: g++ 99)"),
+        (cpu, "processor_features", lambda: "x86_64 amx", "with amx)"),
+        (cpu, "pybind11_version", lambda: "9.9", "-> 9.9)"),
         (torch, "__version__", "9.9.9", "-> 9.9.9)"),
-        (build.sysconfig, "get_config_var", lambda name: "cpython-999", "-> cpython-999)"),
+        (cpu.sysconfig, "get_config_var", lambda name: "cpython-999", "-> cpython-999)"),
     ],
 )
 def test_everything_that_matters_is_in_the_key(sources, builds, capsys, monkeypatch, place, name, value, shown):
@@ -261,7 +261,7 @@ def test_a_cache_that_cannot_be_written_is_replaced_for_this_process(sources, bu
 def test_a_cache_that_cannot_be_written_still_serves(sources, builds, cache, capsys, monkeypatch):
     made(sources)
     capsys.readouterr()
-    monkeypatch.setattr(build, "_writable", lambda folder: pytest.fail("nothing is to be written"))
+    monkeypatch.setattr(build, "_writable", lambda *_: pytest.fail("nothing is to be written"))
     assert made(sources).seconds is None
 
 
@@ -278,15 +278,15 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     for name in ("SRNAS_FAST_CACHE", "TORCH_EXTENSIONS_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert build._cache() == tmp_path / ".cache" / "srnas_fast"
+    assert build.cache_folder() == tmp_path / ".cache" / "srnas_fast"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, says the specification
-    assert build._cache() == tmp_path / ".cache" / "srnas_fast"
+    assert build.cache_folder() == tmp_path / ".cache" / "srnas_fast"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert build._cache() == tmp_path / "xdg" / "srnas_fast"
+    assert build.cache_folder() == tmp_path / "xdg" / "srnas_fast"
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "torch"))
-    assert build._cache() == tmp_path / "torch" / "srnas_fast"
+    assert build.cache_folder() == tmp_path / "torch" / "srnas_fast"
     monkeypatch.setenv("SRNAS_FAST_CACHE", "mine")
-    assert build._cache() == Path.cwd() / "mine"
+    assert build.cache_folder() == Path.cwd() / "mine"
 
 
 def script(path, body):

@@ -41,25 +41,71 @@ def test_backends_without_building(never_built):
     assert list(rows) == ["reference", "cpu", "triton", "cuda"]
     assert rows["reference"] == "available: plain torch, on any device"
     assert rows["cpu"].startswith("built at first use (found here: ")
-    assert rows["cuda"].startswith("not available: no kernels in this version")
     if not torch.cuda.is_available():
-        assert rows["triton"].startswith("not available: there is no CUDA device (found here: ")
+        assert rows["triton"].startswith("not available: there is no CUDA device; use a machine with one (found here: ")
+        assert rows["cuda"] == "not available: there is no CUDA device; use a machine with one"
 
 
-@pytest.mark.parametrize(
-    ("capability", "shown"),
-    [
-        ((6, 1), "not available: Some Card has compute capability 6.1, and Triton needs 7.0 (found here: triton"),
-        ((7, 0), "on request (SRNAS_FAST_BACKEND=triton): float32, bfloat16 and float16 on the GPU (triton"),
-    ],
-)
-def test_triton_on_a_card(monkeypatch, never_built, capability, shown):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some Card")
-    triton._why_not_on.cache_clear()
-    monkeypatch.setattr(report.torch.cuda, "is_available", lambda: True)
-    assert report._triton(None).startswith(shown)
-    triton._why_not_on.cache_clear()
+@pytest.fixture
+def card(monkeypatch, never_built):
+    """A GPU, as far as torch tells, of an old kind or of a new one."""
+
+    def of(capability):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some Card")
+        monkeypatch.setattr(report, "_devices", lambda: ([], []))
+        monkeypatch.setattr(report.triton, "_trial", lambda device: None)
+        monkeypatch.setattr(report.cuda, "find_nvcc", lambda: ("nvcc", "12.6"))
+        monkeypatch.setattr(report.cuda, "target", lambda capability: "")
+        monkeypatch.setattr(torch.version, "cuda", "12.6")
+        monkeypatch.setattr(report.cuda, "_outcomes", {})
+
+    caches = triton._why_not_on, report.cuda._capability
+    for cache in caches:
+        cache.cache_clear()
+    yield of
+    for cache in caches:
+        cache.cache_clear()
+
+
+def test_an_old_card(card, monkeypatch):
+    card((6, 1))
+    rows = backends()
+    assert rows["triton"].startswith(
+        "not available: Some Card has compute capability 6.1, and Triton needs 7.0; use a n"
+    )
+    assert rows["cuda"] == "built at first use (found here: nvcc of CUDA 12.6)"
+    table = dict(report.environment()["primitives"])
+    assert table["separable_sum"] == "CPU: cpu, GPU 0: cuda" and table["pool"] == "CPU: cpu, GPU 0: reference"
+    monkeypatch.setattr(report.cuda, "build", lambda recipe: Build(None, Path("/cache/b"), None))
+    monkeypatch.setattr(report.cuda, "recipe", lambda capability: None)
+    monkeypatch.setattr(report.cpu, "outcome", lambda: Build(None, Path("/cache/a"), None))
+    assert backends(build=True)["cuda"] == "available: CUDA C++ for float32 on the GPU, from the cache (/cache/b)"
+    monkeypatch.setenv("SRNAS_FAST_BACKEND", "reference")
+    assert set(dict(report.environment()["primitives"]).values()) == {"CPU: reference, GPU 0: reference"}
+
+
+def test_a_new_card(card, monkeypatch):
+    card((7, 0))
+    rows = backends()
+    assert rows["triton"].startswith("available: float32, bfloat16 and float16 on the GPU (triton")
+    assert rows["cuda"] == "not needed: Triton serves this GPU; on request (SRNAS_FAST_BACKEND=cuda)"
+    assert dict(report.environment()["primitives"])["separable_sum"] == "CPU: cpu, GPU 0: triton"
+    monkeypatch.setenv("SRNAS_FAST_BACKEND", "cuda")
+    assert dict(report.environment()["primitives"])["separable_sum"] == "CPU: reference, GPU 0: cuda"
+
+
+def test_a_card_and_an_nvcc_that_do_not_go_together(card, monkeypatch):
+    card((6, 1))
+    monkeypatch.setattr(report.cuda, "find_nvcc", lambda: ("nvcc", "13.0"))
+    assert backends()["cuda"].startswith("not available: nvcc is of CUDA 13.0, torch of CUDA 12.6; install a CUDA 12")
+    assert dict(report.environment()["primitives"])["separable_sum"] == "CPU: cpu, GPU 0: reference"
+
+
+def test_primitives_are_all_there_are():
+    files = {path.stem for path in (Path(report.__file__).parents[1] / "primitives").glob("*.py")}
+    assert set(report.PRIMITIVES) == files - {"__init__", "direct", "flops", "images"}
 
 
 @pytest.mark.parametrize(

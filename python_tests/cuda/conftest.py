@@ -1,41 +1,51 @@
-"""The CUDA kernels on the CPU: csrc/cuda/emulation.h stands in for the GPU, thread for thread."""
+"""The CUDA kernels on a GPU or, emulated, on the CPU."""
 
-import importlib.util
-import shutil
-import subprocess
-import sysconfig
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
-import pybind11
 import pytest
 import torch
 
-CUDA = Path(__file__).parents[2] / "csrc" / "cuda"
+from srnas_fast.backends.compiled import stream
+from srnas_fast.backends.cuda import outcome
+from srnas_fast.backends.toolchain import Unavailable
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent) and "cuda" in item.fixturenames:
+            item.add_marker("gpu")  # `pytest -m gpu` runs them there
 
 
 @pytest.fixture(scope="session")
-def emulated(tmp_path_factory):
-    """The module of csrc/cuda/bindings.cpp, whose kernels run on tensors of the CPU."""
-    if not shutil.which("g++"):
-        pytest.skip("there is no g++ on PATH, which compiles the emulated kernels")
-    folder = tmp_path_factory.mktemp("emulated")
-    includes = [f"-I{path}" for path in (CUDA, pybind11.get_include(), sysconfig.get_path("include"))]
-    flags = ["-std=c++20", "-O1", "-fPIC", "-pthread", "-DSRNAS_FAST_EMULATE", *includes]
-    flags += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]  # unroll
-    objects = {source: folder / f"{source.name}.o" for source in [*CUDA.glob("*.cu"), CUDA / "bindings.cpp"]}
-    compilers = [
-        subprocess.Popen(["g++", *flags, "-x", "c++", "-c", source, "-o", made], stderr=subprocess.PIPE, text=True)
-        for source, made in objects.items()
-    ]
-    for compiler in compilers:
-        errors = compiler.communicate()[1]
-        assert compiler.returncode == 0, errors
-    library = folder / f"_srnas_fast_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-    subprocess.run(["g++", "-shared", "-pthread", *objects.values(), "-o", library], check=True)
-    spec = importlib.util.spec_from_file_location("_srnas_fast_cuda", library)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def built(request):
+    """The module as it is on this machine: built for its GPU, or emulated."""
+    if not torch.cuda.is_available():
+        return request.getfixturevalue("emulated")
+    result = outcome(torch.device("cuda", torch.cuda.current_device()))
+    if isinstance(result, Unavailable):
+        pytest.skip(result.reason)
+    return result.module
+
+
+@pytest.fixture
+def cuda(built):
+    """The kernels for float32, and in ``float64`` the others; new tensors are where they run.
+
+    A kernel that reads what nobody has written to its scratch finds NaN.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def scratch(elements):
+        return torch.full((elements,), torch.nan)
+
+    def ready(part):
+        functions = {name: function for name, function in vars(part).items() if not name.startswith("_")}
+        return {name: partial(function, stream(device), scratch) for name, function in functions.items()}
+
+    with device:
+        yield SimpleNamespace(**ready(built.float32), float64=SimpleNamespace(**ready(built.float64)))
 
 
 @pytest.fixture

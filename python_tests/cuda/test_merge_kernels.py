@@ -20,17 +20,16 @@ def inputs(outputs, channels, sizes):
     return torch.randn(len(sizes)), kernels
 
 
-def run(emulated, weights, kernels, dilations, dmerged):
+def run(cuda, weights, kernels, dilations, dmerged):
     """(merged, dweights, *dkernels) by the kernels."""
     merged = torch.empty_like(dmerged)
     strides = [stride for kernel in kernels for stride in kernel.stride()]
     shape = list(merged.shape[:3]), [kernel.shape[-1] for kernel in kernels], strides, dilations
     places = weights.data_ptr(), [kernel.data_ptr() for kernel in kernels]
-    emulated.merge_kernels(merged.data_ptr(), shape[0], *places, *shape[1:], 0)
+    cuda.merge_kernels(merged.data_ptr(), shape[0], *places, *shape[1:])
     dweights, dkernels = torch.empty_like(weights), [torch.empty(kernel.shape) for kernel in kernels]
-    scratch = torch.empty(emulated.merge_kernels_backward_scratch(*shape))
     outputs = dweights.data_ptr(), [dkernel.data_ptr() for dkernel in dkernels]
-    emulated.merge_kernels_backward(dmerged.data_ptr(), shape[0], *places, *shape[1:], *outputs, scratch.data_ptr(), 0)
+    cuda.merge_kernels_backward(dmerged.data_ptr(), shape[0], *places, *shape[1:], *outputs)
     return merged, dweights, *dkernels
 
 
@@ -43,17 +42,17 @@ def reference(weights, kernels, dilations, dmerged):
 
 @pytest.mark.parametrize("sizes, dilations", CANDIDATES)
 @pytest.mark.parametrize("outputs, channels", [(1, 1), (3, 20), (20, 3)])
-def test_against_the_reference(emulated, assert_same, outputs, channels, sizes, dilations):
+def test_against_the_reference(cuda, assert_same, outputs, channels, sizes, dilations):
     weights, kernels = inputs(outputs, channels, sizes)
     merged = max(dilation * (size - 1) + 1 for size, dilation in zip(sizes, dilations, strict=True))
     dmerged = torch.randn(outputs, channels, merged, merged)
-    ours = run(emulated, weights, kernels, dilations, dmerged)
+    ours = run(cuda, weights, kernels, dilations, dmerged)
     assert_same(ours, reference(weights, kernels, dilations, dmerged))
-    again = run(emulated, weights, kernels, dilations, dmerged)
+    again = run(cuda, weights, kernels, dilations, dmerged)
     assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
 
 
-def test_no_channels(emulated):
+def test_no_channels(cuda):
     weights, kernels = inputs(2, 0, [3])
-    merged, dweights, dkernel = run(emulated, weights, kernels, [1], torch.empty(2, 0, 3, 3))
+    merged, dweights, dkernel = run(cuda, weights, kernels, [1], torch.empty(2, 0, 3, 3))
     assert dweights.tolist() == [0] and not merged.numel() and not dkernel.numel()

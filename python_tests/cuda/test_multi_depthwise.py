@@ -26,17 +26,16 @@ def inputs(shape, sizes, stride, form=NCHW, sliced=False):
     return images(height, width), kernels, [images(-(-height // stride), -(-width // stride)) for _ in sizes]
 
 
-def run(emulated, x, kernels, dys, dilations, stride, want_x=True, want_kernels=True):
+def run(cuda, x, kernels, dys, dilations, stride, want_x=True, want_kernels=True):
     """(outputs, dx, dkernels) by the kernels, the gradients None and [] where not wanted."""
     plan = depthwise_sizes(kernels), dilations, stride
     given = x.data_ptr(), x.shape, x.stride()
     outputs = [torch.full_like(empty_output(x, x.shape[1], stride, x.dtype), torch.nan) for _ in kernels]
     places = addresses(outputs), outputs[0].stride()
-    emulated.multi_depthwise(*given, addresses(kernels), *plan, *places, 0)
+    cuda.multi_depthwise(*given, addresses(kernels), *plan, *places)
     dx = torch.full_like(x, torch.nan) if want_x else None
     dkernels = [torch.full_like(kernel, torch.nan) for kernel in kernels] if want_kernels else []
-    scratch = torch.full((emulated.multi_depthwise_backward_scratch(x.shape, *plan),), torch.nan)
-    emulated.multi_depthwise_backward(
+    cuda.multi_depthwise_backward(
         *given,
         addresses(dys),
         [dy.stride() for dy in dys],
@@ -45,8 +44,6 @@ def run(emulated, x, kernels, dys, dilations, stride, want_x=True, want_kernels=
         address(dx),
         dx.stride() if want_x else [0] * 4,
         addresses(dkernels),
-        scratch.data_ptr(),
-        0,
     )
     return outputs, dx, dkernels
 
@@ -68,9 +65,9 @@ def flat(results):
 @pytest.mark.parametrize("form, sliced", [(NCHW, False), (CHANNELS_LAST, False), (NCHW, True)])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_against_the_reference(emulated, assert_same, shape, stride, form, sliced, sizes, dilations):
+def test_against_the_reference(cuda, assert_same, shape, stride, form, sliced, sizes, dilations):
     tensors = inputs(shape, sizes, stride, form, sliced)
-    assert_same(flat(run(emulated, *tensors, dilations, stride)), flat(reference(*tensors, dilations, stride)))
+    assert_same(flat(run(cuda, *tensors, dilations, stride)), flat(reference(*tensors, dilations, stride)))
 
 
 # A large stride; a halo too large for shared memory; more candidates than a launch takes; more taps than a block takes.
@@ -84,27 +81,27 @@ def test_against_the_reference(emulated, assert_same, shape, stride, form, slice
         ((1, 2, 4, 3), [33], [1], 1),
     ],
 )
-def test_extremes(emulated, assert_same, shape, sizes, dilations, stride):
+def test_extremes(cuda, assert_same, shape, sizes, dilations, stride):
     tensors = inputs(shape, sizes, stride)
-    assert_same(flat(run(emulated, *tensors, dilations, stride)), flat(reference(*tensors, dilations, stride)))
+    assert_same(flat(run(cuda, *tensors, dilations, stride)), flat(reference(*tensors, dilations, stride)))
 
 
 @pytest.mark.parametrize("want_x, want_kernels", [(True, False), (False, True)])
-def test_what_is_not_wanted(emulated, assert_same, want_x, want_kernels):
+def test_what_is_not_wanted(cuda, assert_same, want_x, want_kernels):
     tensors = inputs((2, 3, 5, 4), [3, 5], 1)
-    _, dx, dkernels = run(emulated, *tensors, [1, 1], 1, want_x, want_kernels)
+    _, dx, dkernels = run(cuda, *tensors, [1, 1], 1, want_x, want_kernels)
     _, exact_dx, exact = reference(*tensors, [1, 1], 1)
     assert_same([dx] if want_x else dkernels, [exact_dx] if want_x else exact)
     assert (dx is None) == (not want_x) and bool(dkernels) == want_kernels
 
 
-def test_the_same_bits_twice(emulated):
+def test_the_same_bits_twice(cuda):
     tensors = inputs((3, 3, 20, 33), [3, 5], 1)
-    first, second = (flat(run(emulated, *tensors, [1, 2], 1)) for _ in range(2))
+    first, second = (flat(run(cuda, *tensors, [1, 2], 1)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 5, 4), (2, 0, 5, 4)])
-def test_no_images_and_no_channels(emulated, shape):
-    _, dx, dkernels = run(emulated, *inputs(shape, [3, 5], 1), [1, 1], 1)
+def test_no_images_and_no_channels(cuda, shape):
+    _, dx, dkernels = run(cuda, *inputs(shape, [3, 5], 1), [1, 1], 1)
     assert not dx.numel() and all(dkernel.count_nonzero() == 0 for dkernel in dkernels)

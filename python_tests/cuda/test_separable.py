@@ -67,11 +67,11 @@ def same(first, second):
 # ---- separable_sum
 
 
-def add(emulated, case, shift, centres, y=None):
+def add(cuda, case, shift, centres, y=None):
     """The sum, or y with it added."""
     accumulate = y is not None
     y = y.clone() if accumulate else torch.full_like(empty_output(case.x, case.outputs, case.stride, torch.float32), 7)
-    emulated.separable_sum(
+    cuda.separable_sum(
         *case.given(),
         addresses(case.depthwise),
         *case.plan(),
@@ -82,7 +82,6 @@ def add(emulated, case, shift, centres, y=None):
         case.outputs,
         y.stride(),
         accumulate,
-        0,
     )
     return y
 
@@ -95,31 +94,30 @@ def sum_reference(case, shift, centres):
 @pytest.mark.parametrize("form, sliced", LAYOUTS)
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("shape, outputs", SHAPES)
-def test_sum(emulated, assert_same, shape, outputs, stride, form, sliced):
+def test_sum(cuda, assert_same, shape, outputs, stride, form, sliced):
     case = Case(shape, outputs, stride=stride, form=form, sliced=sliced)
     exact = sum_reference(case, case.shift, case.centres)
-    y = add(emulated, case, case.shift, case.centres)
+    y = add(cuda, case, case.shift, case.centres)
     assert_same([y], [exact])
-    assert_same([add(emulated, case, case.shift, case.centres, case.dy)], [exact + case.dy])
-    assert same([y], [add(emulated, case, case.shift, case.centres)])
+    assert_same([add(cuda, case, case.shift, case.centres, case.dy)], [exact + case.dy])
+    assert same([y], [add(cuda, case, case.shift, case.centres)])
 
 
 @pytest.mark.parametrize("extreme", EXTREMES)
-def test_sum_of_extremes(emulated, assert_same, extreme):
+def test_sum_of_extremes(cuda, assert_same, extreme):
     case = Case(*extreme)
     for shift, centres in ((None, case.centres), (case.shift, None)):
-        assert_same([add(emulated, case, shift, centres)], [sum_reference(case, shift, centres)])
+        assert_same([add(cuda, case, shift, centres)], [sum_reference(case, shift, centres)])
 
 
 # ---- separable_moments
 
 
-def moments(emulated, case):
+def moments(cuda, case):
     count, channels = len(case.depthwise), case.x.shape[1]
     means, covariances = torch.full((count, channels), torch.nan), torch.full((count, channels, channels), torch.nan)
-    scratch = torch.full((emulated.separable_moments_scratch(case.x.shape, *case.plan()),), torch.nan)
-    results = means.data_ptr(), covariances.data_ptr(), scratch.data_ptr()
-    emulated.separable_moments(*case.given(), addresses(case.depthwise), *case.plan(), *results, 0)
+    results = means.data_ptr(), covariances.data_ptr()
+    cuda.separable_moments(*case.given(), addresses(case.depthwise), *case.plan(), *results)
     return means, covariances
 
 
@@ -130,31 +128,31 @@ def moments_reference(case):
 @pytest.mark.parametrize("form, sliced", LAYOUTS)
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("shape, outputs", SHAPES[:3])
-def test_moments(emulated, assert_same, shape, outputs, stride, form, sliced):
+def test_moments(cuda, assert_same, shape, outputs, stride, form, sliced):
     case = Case(shape, outputs, stride=stride, form=form, sliced=sliced)
-    ours = moments(emulated, case)
+    ours = moments(cuda, case)
     assert_same(ours, moments_reference(case))
-    assert same(ours, moments(emulated, case))
+    assert same(ours, moments(cuda, case))
     assert torch.equal(ours[1], ours[1].transpose(1, 2))
 
 
 @pytest.mark.parametrize("extreme", EXTREMES)
-def test_moments_of_extremes(emulated, assert_same, extreme):
+def test_moments_of_extremes(cuda, assert_same, extreme):
     case = Case(*extreme)
-    assert_same(moments(emulated, case), moments_reference(case))
+    assert_same(moments(cuda, case), moments_reference(case))
 
 
-def test_moments_far_from_zero(emulated, assert_same):
+def test_moments_far_from_zero(cuda, assert_same):
     case = Case((2, 2, 12, 11), 1, [1], [1])
     case.x += 300.0
     case.depthwise[0].fill_(1.0)
-    assert_same(moments(emulated, case), moments_reference(case))
+    assert_same(moments(cuda, case), moments_reference(case))
 
 
 # ---- separable_gradient
 
 
-def gradient(emulated, case, dy, left, right, offsets, centres, wanted=(True, True, True), dx=None):
+def gradient(cuda, case, dy, left, right, offsets, centres, wanted=(True, True, True), dx=None):
     """[dx, dysum, ddepthwise, products] as one list, without what is not wanted; dx is added to if it is given."""
     want_x, want_depthwise, want_products = wanted
     accumulate, channels = dx is not None, case.x.shape[1]
@@ -163,9 +161,7 @@ def gradient(emulated, case, dy, left, right, offsets, centres, wanted=(True, Tr
     dysum = None if dy is None else torch.full((outputs,), torch.nan)
     ddepthwise = [torch.full_like(kernel, torch.nan) for kernel in case.depthwise] if want_depthwise else []
     products = [torch.full((outputs, channels), torch.nan) for _ in case.depthwise] if want_products else []
-    size = emulated.separable_gradient_scratch(case.x.shape, outputs, *case.plan())
-    scratch = torch.full((size,), torch.nan)
-    emulated.separable_gradient(
+    cuda.separable_gradient(
         *case.given(),
         address(dy),
         outputs,
@@ -182,8 +178,6 @@ def gradient(emulated, case, dy, left, right, offsets, centres, wanted=(True, Tr
         address(dysum),
         addresses(ddepthwise),
         addresses(products),
-        scratch.data_ptr(),
-        0,
     )
     return [result for result in (dx, dysum, *ddepthwise, *products) if result is not None]
 
@@ -197,23 +191,23 @@ def gradient_reference(case, dy, left, right, offsets, centres, wanted=(True, Tr
 @pytest.mark.parametrize("form, sliced", LAYOUTS)
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("shape, outputs", SHAPES[:3])
-def test_gradient(emulated, assert_same, shape, outputs, stride, form, sliced):
+def test_gradient(cuda, assert_same, shape, outputs, stride, form, sliced):
     case = Case(shape, outputs, stride=stride, form=form, sliced=sliced)
     given = case.dy, case.left, case.right, case.offsets, case.centres
-    ours = gradient(emulated, case, *given)
+    ours = gradient(cuda, case, *given)
     assert_same(ours, gradient_reference(case, *given))
-    assert same(ours, gradient(emulated, case, *given))
+    assert same(ours, gradient(cuda, case, *given))
 
 
 @pytest.mark.parametrize("extreme", EXTREMES)
-def test_gradient_of_extremes(emulated, assert_same, extreme):
+def test_gradient_of_extremes(cuda, assert_same, extreme):
     case = Case(*extreme)
     given = case.dy, case.left, case.right, None, case.centres
-    assert_same(gradient(emulated, case, *given), gradient_reference(case, *given))
+    assert_same(gradient(cuda, case, *given), gradient_reference(case, *given))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_gradient_of_less(emulated, assert_same, stride):
+def test_gradient_of_less(cuda, assert_same, stride):
     case = Case((2, 3, 5, 6), 4, stride=stride)
     without_dy = True, True, False
     for given, wanted in [
@@ -225,25 +219,25 @@ def test_gradient_of_less(emulated, assert_same, stride):
         ((case.dy, case.left, [], None, case.centres), (False, True, False)),
         ((case.dy, case.left, [], None, case.centres), (False, False, True)),
     ]:
-        assert_same(gradient(emulated, case, *given, wanted), gradient_reference(case, *given, wanted))
+        assert_same(gradient(cuda, case, *given, wanted), gradient_reference(case, *given, wanted))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_gradient_that_is_added(emulated, assert_same, stride):
+def test_gradient_that_is_added(cuda, assert_same, stride):
     case = Case((2, 3, 5, 6), 4, stride=stride)
     given, before = (case.dy, case.left, case.right, case.offsets, case.centres), torch.randn(case.x.shape)
     dx, *exact = gradient_reference(case, *given)
-    assert_same(gradient(emulated, case, *given, dx=before), [dx + before, *exact])
+    assert_same(gradient(cuda, case, *given, dx=before), [dx + before, *exact])
 
 
-def test_more_tiles_than_blocks(emulated, assert_same):
+def test_more_tiles_than_blocks(cuda, assert_same):
     case = Case((515, 1, 1, 1), 1, [1], [1])
     given, wanted = (case.dy, case.left, [], None, None), (False, True, True)
-    assert_same(gradient(emulated, case, *given, wanted), gradient_reference(case, *given, wanted))
+    assert_same(gradient(cuda, case, *given, wanted), gradient_reference(case, *given, wanted))
 
 
-def test_no_images(emulated):
+def test_no_images(cuda):
     case = Case((0, 3, 5, 6), 4)
-    assert not add(emulated, case, case.shift, case.centres).numel()
-    dx, *sums = gradient(emulated, case, case.dy, case.left, case.right, case.offsets, case.centres)
+    assert not add(cuda, case, case.shift, case.centres).numel()
+    dx, *sums = gradient(cuda, case, case.dy, case.left, case.right, case.offsets, case.centres)
     assert not dx.numel() and all(found.count_nonzero() == 0 for found in sums)

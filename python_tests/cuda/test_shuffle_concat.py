@@ -24,16 +24,15 @@ def inputs(shape, stride, form, sliced=False):
     return images(part, height, width), x, torch.randn(()), images(part * groups, height, width)
 
 
-def run(emulated, y, x, scale, dout, groups, want_x=True, want_scale=True):
+def run(cuda, y, x, scale, dout, groups, want_x=True, want_scale=True):
     """(out, dy, dx, dscale) by the kernels, the last ones None where not wanted."""
     stride = x.shape[2] // y.shape[2] if y.shape[2] else 1
     shape = [x.shape[0], y.shape[1], groups, *y.shape[2:], stride]
     out, dy = torch.empty_like(dout), torch.empty_like(y)
     dx, dscale = torch.zeros_like(x) if want_x else None, torch.empty(()) if want_scale else None
     given = x.data_ptr(), x.stride(), address(scale)
-    emulated.shuffle_concat(shape, y.data_ptr(), y.stride(), *given, out.data_ptr(), out.stride(), 0)
-    scratch = torch.full((emulated.shuffle_concat_backward_scratch(shape),), torch.nan)
-    emulated.shuffle_concat_backward(
+    cuda.shuffle_concat(shape, y.data_ptr(), y.stride(), *given, out.data_ptr(), out.stride())
+    cuda.shuffle_concat_backward(
         shape,
         dout.data_ptr(),
         dout.stride(),
@@ -43,8 +42,6 @@ def run(emulated, y, x, scale, dout, groups, want_x=True, want_scale=True):
         address(dx),
         dx.stride() if want_x else [0] * 4,
         address(dscale),
-        scratch.data_ptr(),
-        0,
     )
     return out, dy, dx, dscale
 
@@ -61,31 +58,31 @@ def reference(y, x, scale, dout, groups):
 @pytest.mark.parametrize("form", [NCHW, CHANNELS_LAST])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_against_the_reference(emulated, assert_same, shape, stride, form, sliced):
+def test_against_the_reference(cuda, assert_same, shape, stride, form, sliced):
     tensors, groups = inputs(shape, stride, form, sliced), shape[2]
-    ours = run(emulated, *tensors, groups)
+    ours = run(cuda, *tensors, groups)
     assert_same(ours, reference(*tensors, groups))
-    again = run(emulated, *tensors, groups)
+    again = run(cuda, *tensors, groups)
     assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("want_x, want_scale", [(True, False), (False, True), (False, False)])
-def test_what_is_not_wanted(emulated, assert_same, want_x, want_scale, stride):
+def test_what_is_not_wanted(cuda, assert_same, want_x, want_scale, stride):
     tensors = inputs((2, 3, 2, 5, 7), stride, NCHW)
-    ours = run(emulated, *tensors, 2, want_x, want_scale)
+    ours = run(cuda, *tensors, 2, want_x, want_scale)
     exact = reference(*tensors, 2)
     assert_same([a for a in ours if a is not None], [b for a, b in zip(ours, exact, strict=True) if a is not None])
 
 
-def test_without_a_scale_and_without_images(emulated, assert_same):
+def test_without_a_scale_and_without_images(cuda, assert_same):
     y, x, _, dout = inputs((2, 3, 2, 5, 7), 1, NCHW)
-    ours = run(emulated, y, x, None, dout, 2, want_scale=False)
+    ours = run(cuda, y, x, None, dout, 2, want_scale=False)
     assert_same(ours[:3], reference(y, x, torch.ones(()), dout, 2)[:3])
-    assert run(emulated, y[:0], x[:0], None, dout[:0], 2)[3] == 0
+    assert run(cuda, y[:0], x[:0], None, dout[:0], 2)[3] == 0
 
 
-def test_ties_and_nans_in_windows(emulated):
+def test_ties_and_nans_in_windows(cuda):
     nan = torch.nan
     windows = torch.tensor(
         [[1, 1, 1, 1], [0, 2, 2, 0], [nan, 3, 1, 0], [nan, 3, nan, 9], [0, 0, 5, nan], [-1, -2, 0, 0]]
@@ -96,6 +93,6 @@ def test_ties_and_nans_in_windows(emulated):
     y, dout = torch.zeros(1, 1, 1, 6), torch.arange(1.0, 13.0).view(1, 2, 1, 6)
     out = shuffle_concat_reference(y, x, 2)
     (dx,) = torch.autograd.grad(out, x, dout)
-    ours = run(emulated, y, x.detach(), None, dout, 2, want_scale=False)
+    ours = run(cuda, y, x.detach(), None, dout, 2, want_scale=False)
     torch.testing.assert_close(ours[0], out.detach(), rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(ours[2], dx, rtol=0, atol=0)

@@ -7,14 +7,15 @@ TYPES = [torch.float32, torch.float64]
 INF = float("inf")
 
 
-def run(emulated, logits, radius, as_published, dweights):
+def run(cuda, logits, radius, as_published, dweights):
     """(weights, dlogits) by the kernels; one radius, or one for each row."""
     radius = torch.as_tensor(radius, dtype=torch.float64).contiguous()
     weights, dlogits = torch.empty_like(logits), torch.empty_like(logits)
     sizes = [logits.shape[:-1].numel(), logits.shape[-1], 1 if radius.ndim else 0]
-    rows = logits.dtype == torch.float64, sizes, logits.data_ptr(), radius.data_ptr(), as_published
-    emulated.simplex_project(*rows, weights.data_ptr(), 0)
-    emulated.simplex_project_backward(*rows, dweights.data_ptr(), dlogits.data_ptr(), 0)
+    rows = sizes, logits.data_ptr(), radius.data_ptr(), as_published
+    cuda = cuda if logits.dtype == torch.float32 else cuda.float64
+    cuda.simplex_project(*rows, weights.data_ptr())
+    cuda.simplex_project_backward(*rows, dweights.data_ptr(), dlogits.data_ptr())
     return weights, dlogits
 
 
@@ -28,7 +29,7 @@ def assert_same(ours, exact, dtype):
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("as_published", [False, True])
 @pytest.mark.parametrize("choices", [1, 2, 3, 8, 33, 70])
-def test_random_rows(emulated, choices, as_published, dtype):
+def test_random_rows(cuda, choices, as_published, dtype):
     torch.manual_seed(choices)
     scale = torch.tensor([1e-3, 0.1, 1.0, 30.0], dtype=torch.float64)
     logits = (torch.randn(4, choices, dtype=torch.float64) * scale[:, None]).to(dtype)
@@ -36,12 +37,12 @@ def test_random_rows(emulated, choices, as_published, dtype):
     for radius in (0.0, 0.5, torch.tensor([0.0, 0.3, 0.7, 1.5])):
         expected = simplex_project_reference(logits, radius, as_published)
         dexpected = _backward_reference(dweights, logits, radius, as_published)
-        assert_same(run(emulated, logits, radius, as_published, dweights), (expected, dexpected), dtype)
+        assert_same(run(cuda, logits, radius, as_published, dweights), (expected, dexpected), dtype)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("radius", [0.0, 0.2, 0.45, 0.6, 0.9])
-def test_ties_and_entries_that_are_no_choice(emulated, radius, dtype):
+def test_ties_and_entries_that_are_no_choice(cuda, radius, dtype):
     rows = [
         [0.0, 0.0, 0.0, 0.0],
         [1.0, 1.0, 0.5, 0.5],
@@ -56,12 +57,12 @@ def test_ties_and_entries_that_are_no_choice(emulated, radius, dtype):
     dweights = torch.arange(32.0).sin().view(8, 4).to(dtype)
     expected = simplex_project_reference(logits, radius)
     dexpected = _backward_reference(dweights, logits, radius, False)
-    assert_same(run(emulated, logits, radius, False, dweights), (expected, dexpected), dtype)
+    assert_same(run(cuda, logits, radius, False, dweights), (expected, dexpected), dtype)
 
 
-def test_no_rows_and_the_same_bits_twice(emulated):
+def test_no_rows_and_the_same_bits_twice(cuda):
     none = torch.empty(0, 5)
-    run(emulated, none, 0.0, False, none)
+    run(cuda, none, 0.0, False, none)
     logits, dweights = torch.randn(5, 20), torch.randn(5, 20)
-    first, second = (run(emulated, logits, 0.4, False, dweights) for _ in range(2))
+    first, second = (run(cuda, logits, 0.4, False, dweights) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -20,10 +20,10 @@ def inputs(shape, count, per_channel, form, sliced):
     return weights, zs, torch.randn(channels), torch.randn(count, channels), dy
 
 
-def forward(emulated, y, accumulate, weights, zs, shift, centres):
+def forward(cuda, y, accumulate, weights, zs, shift, centres):
     form = dense_format(y)
     kept, places, blocks = _read(zs, form)
-    emulated.weighted_sum(
+    cuda.weighted_sum(
         y.data_ptr(),
         accumulate,
         weights.data_ptr(),
@@ -33,33 +33,28 @@ def forward(emulated, y, accumulate, weights, zs, shift, centres):
         address(shift),
         address(centres),
         channel_layout(y, form),
-        0,
     )
     return y
 
 
-def backward(emulated, dy, weights, zs, centres, want_zs):
+def backward(cuda, dy, weights, zs, centres, want_zs):
     """[dweights, dysum, *dzs], empty where not wanted; no dweights without zs."""
     form = dense_format(dy)
     kept, places, blocks = _read(zs, form)
     dweights = torch.empty_like(weights) if zs else torch.empty(0)
     dysum = torch.empty(dy.shape[1])
     dzs = [torch.empty_like(dy, memory_format=form) if want else torch.empty(0) for want in want_zs]
-    sizes = channel_layout(dy, form)
-    scratch = torch.full((emulated.weighted_sum_backward_scratch(sizes),), torch.nan)
-    emulated.weighted_sum_backward(
+    cuda.weighted_sum_backward(
         dy.data_ptr(),
         weights.data_ptr(),
         weights.ndim == 2,
         places,
         blocks,
         address(centres),
-        sizes,
+        channel_layout(dy, form),
         dweights.data_ptr(),
         dysum.data_ptr(),
         [dz.data_ptr() if want else 0 for dz, want in zip(dzs, want_zs, strict=True)],
-        scratch.data_ptr(),
-        0,
     )
     return [dweights, dysum, *dzs]
 
@@ -72,33 +67,33 @@ def double(tensors):
 @pytest.mark.parametrize("sliced", [False, True])
 @pytest.mark.parametrize("form", [NCHW, CHANNELS_LAST])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_against_the_reference(emulated, assert_same, shape, form, sliced, per_channel):
+def test_against_the_reference(cuda, assert_same, shape, form, sliced, per_channel):
     weights, zs, shift, centres, dy = inputs(shape, 3, per_channel, form, sliced)
     exact = weighted_sum_reference(weights.double(), double(zs), shift.double(), centres.double())
-    y = forward(emulated, torch.empty_like(dy), False, weights, zs, shift, centres)
+    y = forward(cuda, torch.empty_like(dy), False, weights, zs, shift, centres)
     assert_same([y], [exact])
-    y = forward(emulated, dy.clone(), True, weights, zs, shift, centres)
+    y = forward(cuda, dy.clone(), True, weights, zs, shift, centres)
     assert_same([y], [exact + dy])
     wanted = [True, False, True]
-    ours = backward(emulated, dy, weights, zs, centres, wanted)
+    ours = backward(cuda, dy, weights, zs, centres, wanted)
     assert_same(ours, _backward_reference(dy.double(), weights.double(), double(zs), centres.double(), wanted))
-    again = backward(emulated, dy, weights, zs, centres, wanted)
+    again = backward(cuda, dy, weights, zs, centres, wanted)
     assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
 
 
 @pytest.mark.parametrize("count", [1, 8, 9, 17])
-def test_more_tensors_than_a_launch_takes(emulated, assert_same, count):
+def test_more_tensors_than_a_launch_takes(cuda, assert_same, count):
     weights, zs, shift, _, dy = inputs((2, 3, 5, 7), count, True, NCHW, False)
-    y = forward(emulated, torch.empty_like(dy), False, weights, zs, shift, None)
+    y = forward(cuda, torch.empty_like(dy), False, weights, zs, shift, None)
     assert_same([y], [weighted_sum_reference(weights.double(), double(zs), shift.double())])
     wanted = [k % 3 > 0 for k in range(count)]
     for read in (zs, []):
-        ours = backward(emulated, dy, weights, read, None, wanted)
+        ours = backward(cuda, dy, weights, read, None, wanted)
         assert_same(ours, _backward_reference(dy.double(), weights.double(), double(read), None, wanted))
 
 
-def test_no_images(emulated):
+def test_no_images(cuda):
     weights, zs, shift, centres, dy = inputs((0, 3, 5, 7), 2, False, NCHW, False)
-    forward(emulated, dy, False, weights, zs, shift, centres)
-    dweights, dysum, *_ = backward(emulated, dy, weights, zs, centres, [True, True])
+    forward(cuda, dy, False, weights, zs, shift, centres)
+    dweights, dysum, *_ = backward(cuda, dy, weights, zs, centres, [True, True])
     assert dweights.tolist() == [0, 0] and dysum.tolist() == [0, 0, 0]

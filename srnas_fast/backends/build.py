@@ -1,4 +1,4 @@
-"""Builds a C++ module once per machine and finds it again: the cache holds a folder per set of build parameters."""
+"""Builds a compiled module once per machine and finds it again: the cache holds a folder per set of parameters."""
 
 import atexit
 import contextlib
@@ -6,50 +6,53 @@ import hashlib
 import importlib.util
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
-from srnas_fast.backends.toolchain import (
-    Unavailable,
-    find_compiler,
-    link_flags,
-    path_with_ninja,
-    processor_features,
-    pybind11_headers,
-    pybind11_version,
-)
+from srnas_fast.backends.toolchain import Unavailable, path_with_ninja
 
 CACHE = "SRNAS_FAST_CACHE"
-# Not -ffast-math: NaN and infinities must behave.
-FLAGS = (
-    *("-std=c++17", "-O3", "-march=native", "-fopenmp"),
-    *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
-)
 PATIENCE = 900  # seconds; a compiler that takes longer hangs
 RECORD = "build_params.json"
 
-# Its own process: torch's builder cannot be interrupted, keeps state per name, needs ninja on PATH, and imports what it
-# has built, which had better crash there than here.
-CHILD = """
-import json, sys
-job = json.load(sys.stdin)
-sys.path[:] = job.pop("path")
-from torch.utils.cpp_extension import load
-load(**job)
-"""
+
+@dataclass(frozen=True)
+class Job:
+    """A command that leaves a library in the folder it runs in, as NAME.so, and what it reads from its stdin."""
+
+    command: list[str]
+    environment: dict[str, str]
+    stdin: bytes = b""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a module is made.
+
+    Args:
+        name: of the pybind11 module.
+        kernels: what is in it, for messages.
+        root: the folder that the sources are named from.
+        files: sources and headers.
+        parameters: what else decides over the result: flags, compilers, versions.
+        job: of the folder to build in.
+    """
+
+    name: str
+    kernels: str
+    root: Path
+    files: list[Path]
+    parameters: dict[str, Any]
+    job: Callable[[Path], Job]
 
 
 @dataclass(frozen=True)
@@ -61,53 +64,37 @@ class Build:
     seconds: float | None
 
 
-def build(name: str, sources: Path, flags: tuple[str, ...] = FLAGS) -> Build:
+def build(recipe: Recipe) -> Build:
     """Load a module from the cache, where it is built first if need be.
-
-    Args:
-        name: of the pybind11 module.
-        sources: folder with ``bindings.cpp``, ``cpu/*.cpp`` and ``cpu/*.h``.
-        flags: for the compiler.
 
     Processes that need the same module at the same time wait for one build. A build that is killed leaves nothing that
     could be taken for a module, and a module that is not as it was built is built again.
 
     Raises:
-        Unavailable: no compiler, no ninja, an error of the compiler, no room.
+        Unavailable: an error of the compiler, no room.
     """
     try:
-        return _cached_or_built(name, sources, flags)
+        return _cached_or_built(recipe)
     except (OSError, RuntimeError) as error:  # the latter: there is no home folder
         raise Unavailable(f"building them failed ({error})", f"name a folder with room for them in {CACHE}") from error
 
 
-def _cached_or_built(name: str, sources: Path, flags: tuple[str, ...]) -> Build:
-    if sys.platform != "linux":
-        raise Unavailable("the C++ kernels are built on Linux only in this version", "use Linux")
-    compiler, compiler_version = find_compiler()
-    parameters = {
-        "sources": _digests(sources),
-        "flags": list(flags),
-        "link flags": link_flags(compiler_version),
-        "torch": torch.__version__,
-        "pybind11": pybind11_version(),
-        "python": sysconfig.get_config_var("SOABI") or platform.python_version(),
-        "compiler": compiler_version,
-        "processor": processor_features(),
-    }
+def _cached_or_built(recipe: Recipe) -> Build:
+    parameters = {"sources": _digests(recipe), **recipe.parameters}
     key = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:16]
-    folder = _cache() / f"{name.strip('_')}-{key}"
+    name = recipe.name
+    folder = cache_folder() / f"{name.strip('_')}-{key}"
     module = _load(name, folder)
     if module:
         return Build(module, folder, None)
-    cache, folder = folder.parent, _writable(folder)
-    with _locked(folder.with_suffix(".lock")) as waited:
+    cache, folder = folder.parent, _writable(folder, recipe.kernels)
+    with _locked(folder.with_suffix(".lock"), recipe.kernels) as waited:
         module = _load(name, folder)  # another process may have built it in the meantime
         if module:
             return Build(module, folder, None)
         if waited and _log(folder).exists() and time.time() - _log(folder).stat().st_mtime < waited:
             raise _failed(folder)  # so has the process we waited for
-        seconds = _build(name, sources, folder, parameters, compiler)
+        seconds = _build(recipe, folder, parameters)
     module = _load(name, folder)
     if not module:
         raise Unavailable(f"the module just built in {folder} does not load", f"delete {folder} and report it")
@@ -116,45 +103,35 @@ def _cached_or_built(name: str, sources: Path, flags: tuple[str, ...]) -> Build:
     return Build(module, folder, seconds)
 
 
-def _build(name: str, sources: Path, folder: Path, parameters: dict[str, Any], compiler: str) -> float:
+def _build(recipe: Recipe, folder: Path, parameters: dict[str, Any]) -> float:
     """Build in a temporary folder, move it into place, return the seconds. The caller holds the lock."""
     for orphan in folder.parent.glob(f".{folder.name}-*"):
         shutil.rmtree(orphan, ignore_errors=True)  # its process was killed: it would hold the lock
     if reason := _reason(folder, parameters):
-        print(f"srnas_fast: the CPU kernels in the cache do not serve here: {reason}", file=sys.stderr)
+        print(f"srnas_fast: the {recipe.kernels} in the cache do not serve here: {reason}", file=sys.stderr)
     began = time.monotonic()
     workspace = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         made = workspace / "build"
         made.mkdir()
-        job = {
-            "path": [os.path.abspath(entry) for entry in sys.path],
-            "name": name,
-            "sources": [str(path) for path in _files(sources) if path.suffix == ".cpp"],
-            "extra_cflags": parameters["flags"],
-            "extra_ldflags": parameters["link flags"],
-            "extra_include_paths": pybind11_headers(),
-            "build_directory": str(made),
-            "verbose": True,
-            "with_cuda": False,
-        }
-        library = made / f"{name}.so"
+        job = recipe.job(made)
+        library = made / f"{recipe.name}.so"
         with open(made / "build.log", "wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-c", CHILD],
+                job.command,
                 cwd=made,
-                env={**os.environ, "CXX": compiler, "PATH": path_with_ninja()},
+                env={**os.environ, "PATH": path_with_ninja(), **job.environment},
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            _watch(process, json.dumps(job).encode())
+            _watch(process, job.stdin, recipe.kernels)
         if process.returncode or not library.is_file():
             end = f"error: the builder ended with status {process.returncode} after {time.monotonic() - began:.0f} s"
             _log(folder).write_bytes((made / "build.log").read_bytes() + f"\n{end}\n".encode())
             raise _failed(folder)
-        if _digests(sources) != parameters["sources"]:  # the cache would hold the one under the name of the other
+        if _digests(recipe) != parameters["sources"]:  # the cache would hold the one under the name of the other
             raise Unavailable("their sources changed while they were compiled", "run it again")
         seconds = time.monotonic() - began
         record = {**parameters, "library": _fingerprint(library), "seconds": round(seconds, 1)}
@@ -168,14 +145,14 @@ def _build(name: str, sources: Path, folder: Path, parameters: dict[str, Any], c
         shutil.rmtree(workspace, ignore_errors=True)
 
 
-def _watch(process: subprocess.Popen, job: bytes) -> None:
-    """Hand a process its job and wait for its end, with running seconds on a terminal; kill what outlives this call."""
-    title = "srnas_fast: building the CPU kernels, once for this machine ..."
+def _watch(process: subprocess.Popen, given: bytes, kernels: str) -> None:
+    """Hand a process its stdin and wait for its end, with running seconds on a terminal; kill what outlives this."""
+    title = f"srnas_fast: building the {kernels}, once for this machine ..."
     live, began = sys.stderr.isatty(), time.monotonic()
     print(title, file=sys.stderr, end="" if live else "\n", flush=True)
     try:
         with contextlib.suppress(BrokenPipeError), process.stdin as stdin:  # it died at once: its log says of what
-            stdin.write(job)
+            stdin.write(given)
         while process.poll() is None and time.monotonic() - began < PATIENCE:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=1)
@@ -218,8 +195,14 @@ def _change(name: str, before: Any, now: Any) -> str:
 
 def _failed(folder: Path) -> Unavailable:
     lines = _log(folder).read_text("utf-8", errors="replace").splitlines()
-    error = next((line for line in lines if "error:" in line or "Error:" in line), "no error in its log")
-    return Unavailable(f"building them failed ({error.strip()[:200]})", f"mend what {_log(folder)} shows")
+    signs = ("error:", "Error:", "nvcc fatal")
+    error = next((line.strip() for line in lines if any(sign in line for sign in signs)), "no error in its log")
+    if len(error) > 200:
+        error = error[max(error.find("error:"), 0) :][:200]  # without the place, which may be long
+    remedy = f"mend what {_log(folder)} shows"
+    if "unsupported GNU version" in error or "unsupported clang version" in error:
+        remedy = f"name an older C++ compiler in CXX ({_log(folder)} shows it all)"
+    return Unavailable(f"building them failed ({error})", remedy)
 
 
 def _log(folder: Path) -> Path:
@@ -234,7 +217,8 @@ def _load(name: str, folder: Path) -> ModuleType | None:
         record = json.loads((folder / RECORD).read_text("utf-8"))
         if record["library"] != _fingerprint(library):  # loading a cut-off library may kill the process
             return None
-        spec = importlib.util.spec_from_file_location(name, library)
+        # By a name of its own: pybind11 hands out the module that it has made before under the same one.
+        spec = importlib.util.spec_from_file_location(f"{folder.name}.{name}", library)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
@@ -250,17 +234,11 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _digests(sources: Path) -> dict[str, str]:
-    return {path.relative_to(sources).as_posix(): _digest(path) for path in _files(sources)}
+def _digests(recipe: Recipe) -> dict[str, str]:
+    return {path.relative_to(recipe.root).as_posix(): _digest(path) for path in sorted(recipe.files)}
 
 
-def _files(sources: Path) -> list[Path]:
-    """What the module is built from: sources and headers."""
-    cpu = sources / "cpu"
-    return sorted([*sources.glob("*.cpp"), *cpu.glob("*.cpp"), *cpu.glob("*.h")])
-
-
-def _cache() -> Path:
+def cache_folder() -> Path:
     """The folder for all builds: SRNAS_FAST_CACHE, or in torch's folder for extensions, or in the user's cache."""
     given, torch_extensions = os.environ.get(CACHE), os.environ.get("TORCH_EXTENSIONS_DIR")
     if given:
@@ -271,7 +249,7 @@ def _cache() -> Path:
     return (caches if caches.is_absolute() else Path.home() / ".cache") / "srnas_fast"
 
 
-def _writable(folder: Path) -> Path:
+def _writable(folder: Path, kernels: str) -> Path:
     """The folder, or one of the same name in a temporary place if nothing can be written beside it."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -281,7 +259,7 @@ def _writable(folder: Path) -> Path:
     except OSError as error:
         temporary = Path(tempfile.mkdtemp(prefix="srnas_fast-"))
         print(
-            f"srnas_fast: the cache {folder.parent} cannot be written ({error.strerror}): the CPU kernels are built "
+            f"srnas_fast: the cache {folder.parent} cannot be written ({error.strerror}): the {kernels} are built "
             f"for this process alone. Remedy: name a folder that can be written in {CACHE}",
             file=sys.stderr,
         )
@@ -289,7 +267,7 @@ def _writable(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[float]:
+def _locked(path: Path, kernels: str) -> Iterator[float]:
     """Hold a lock that ends with its process, however that ends; yields the seconds spent waiting for it."""
     import fcntl  # not on Windows
 
@@ -299,7 +277,7 @@ def _locked(path: Path) -> Iterator[float]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             waited = 0.0
         except BlockingIOError:
-            print("srnas_fast: waiting for another process that builds the CPU kernels ...", file=sys.stderr)
+            print(f"srnas_fast: waiting for another process that builds the {kernels} ...", file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
             waited = time.monotonic() - began
         except OSError:

@@ -1,15 +1,24 @@
-"""Which backend the user forces: the environment variable SRNAS_FAST_BACKEND, looked at anew at each call."""
+"""Who is asked to compute: what SRNAS_FAST_BACKEND forces, and what is said where a backend cannot be had."""
 
 import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
+import torch
+
+from srnas_fast.backends.toolchain import Unavailable
 from srnas_fast.errors import InputError
 
 VARIABLE = "SRNAS_FAST_BACKEND"
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
+_told: set[str] = set()
+
 
 def forced() -> str | None:
-    """The backend that SRNAS_FAST_BACKEND names; None if it is not set, which means the best available one.
+    """The backend that SRNAS_FAST_BACKEND names, looked at anew at each call; None if it is not set: the best there is.
 
     Raises:
         InputError: it names something else than a backend.
@@ -23,3 +32,24 @@ def forced() -> str | None:
     if name not in BACKENDS:
         raise InputError(f"{VARIABLE} is {name!r}; accepted are {', '.join(BACKENDS)}, or unset it for the best one")
     return name
+
+
+def tell_once(kernels: str, failure: Unavailable, instead: str = "Plain PyTorch is used: slower, same results") -> None:
+    """Say on stderr, once in a process, which kernels there are not, why, what computes instead and what to do."""
+    if kernels not in _told:
+        _told.add(kernels)
+        print(
+            f"srnas_fast: no {kernels}: {failure.reason}. {instead}. "
+            f"Remedy: {failure.remedy}; {VARIABLE}=reference silences this line.",
+            file=sys.stderr,
+        )
+
+
+def on_its_device(device: torch.device, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel, launched on that GPU also where another one is torch's current one."""
+    return kernel if device.index == torch.cuda.current_device() else partial(_on, device, kernel)
+
+
+def _on(device: torch.device, kernel: Callable[..., Any], *arguments: Any) -> Any:
+    with torch.cuda.device(device):
+        return kernel(*arguments)

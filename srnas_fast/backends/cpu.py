@@ -1,63 +1,72 @@
 """The C++ kernels for the CPU: loaded at first use, built where that has not happened yet, remembered."""
 
+import json
+import os
+import platform
 import sys
+import sysconfig
 import threading
 from pathlib import Path
 from types import ModuleType
 
 import torch
 
-from srnas_fast.backends.build import Build, build
-from srnas_fast.backends.choice import VARIABLE, forced
-from srnas_fast.backends.toolchain import Unavailable
+from srnas_fast.backends.build import Build, Job, Recipe, build
+from srnas_fast.backends.choice import VARIABLE, forced, tell_once
+from srnas_fast.backends.toolchain import (
+    Unavailable,
+    find_compiler,
+    link_flags,
+    processor_features,
+    pybind11_headers,
+    pybind11_version,
+)
 from srnas_fast.errors import InputError
 
 NAME = "_srnas_fast_cpu"
 SOURCES = Path(__file__).resolve().parents[1] / "csrc"
+# Not -ffast-math: NaN and infinities must behave.
+FLAGS = (
+    *("-std=c++17", "-O3", "-march=native", "-fopenmp"),
+    *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+)
+
+# Its own process: torch's builder cannot be interrupted, keeps state per name, needs ninja on PATH, and imports what it
+# has built, which had better crash there than here.
+CHILD = """
+import json, sys
+job = json.load(sys.stdin)
+sys.path[:] = job.pop("path")
+from torch.utils.cpp_extension import load
+load(**job)
+"""
 
 _module: ModuleType | None = None
 _outcome: Build | Unavailable | None = None  # of the one attempt that a process makes
-_told = False
 _attempt = threading.Lock()
 
 
-def cpu_kernels(*tensors: torch.Tensor) -> ModuleType | None:
-    """The compiled module that serves these tensors, or None: then the caller computes in plain torch.
-
-    Args:
-        tensors: what the kernels are to work on; all on the CPU and all float32 or all float64, or the answer is None.
-            Without tensors: whether there is a module at all.
+def cpu_kernels() -> ModuleType | None:
+    """The compiled module, with a part ``float32`` and a part ``float64``; None where it cannot be had.
 
     The first call builds the module if this machine has not done so before (seconds), later ones cost a microsecond. A
     build that cannot be had is told in one line on stderr, once, and not tried again in this process.
 
     Raises:
-        InputError: the environment variable SRNAS_FAST_BACKEND names no backend, or one that is not available.
+        InputError: the environment variable SRNAS_FAST_BACKEND names no backend, or this one where there is none.
 
-    >>> cpu_kernels(torch.zeros(2, dtype=torch.int64)) is None
-    True
+    >>> kernels = cpu_kernels()
     """
     choice = forced()
-    if choice in ("reference", "triton"):
+    if choice not in (None, "cpu"):
         return None
-    if choice == "cuda":
-        raise InputError(
-            f"{VARIABLE} is {choice!r}, which has no kernels in this version; accepted: reference, cpu, triton"
-        )
-    if tensors:
-        kind = tensors[0].dtype
-        if kind is not torch.float32 and kind is not torch.float64:
-            return None
-        for tensor in tensors:
-            if tensor.dtype is not kind or not tensor.is_cpu:
-                return None
     if _module is not None:
         return _module
     result = outcome()
     if isinstance(result, Unavailable):
         if choice == "cpu":
             raise InputError(f"{VARIABLE} is 'cpu', but {result.reason}; {result.remedy}, or unset {VARIABLE}")
-        _tell(result)
+        tell_once("C++ kernels", result)
         return None
     return result.module
 
@@ -68,19 +77,52 @@ def outcome() -> Build | Unavailable:
     with _attempt:
         if _outcome is None:
             try:
-                _outcome = build(NAME, SOURCES)
+                _outcome = build(recipe(NAME, SOURCES))
                 _module = _outcome.module
             except Unavailable as failure:
                 _outcome = failure
         return _outcome
 
 
-def _tell(failure: Unavailable) -> None:
-    global _told
-    if not _told:
-        _told = True
-        print(
-            f"srnas_fast: no C++ kernels: {failure.reason}. Plain PyTorch is used: slower, same results. "
-            f"Remedy: {failure.remedy}; {VARIABLE}=reference silences this line.",
-            file=sys.stderr,
-        )
+def recipe(name: str, sources: Path, flags: tuple[str, ...] = FLAGS) -> Recipe:
+    """How torch's builder makes a module of ``bindings.cpp`` and ``cpu/*.cpp`` in a folder.
+
+    Raises:
+        Unavailable: no Linux, no compiler, no ninja.
+    """
+    if sys.platform != "linux":
+        raise Unavailable("the C++ kernels are built on Linux only in this version", "use Linux")
+    compiler, compiler_version = find_compiler()
+    folders = (sources, sources / "cpu")
+    libraries = link_flags(compiler_version)
+
+    def job(folder: Path) -> Job:
+        arguments = {
+            "path": [os.path.abspath(entry) for entry in sys.path],
+            "name": name,
+            "sources": [str(path) for place in folders for path in sorted(place.glob("*.cpp"))],
+            "extra_cflags": list(flags),
+            "extra_ldflags": libraries,
+            "extra_include_paths": pybind11_headers(),
+            "build_directory": str(folder),
+            "verbose": True,
+            "with_cuda": False,
+        }
+        return Job([sys.executable, "-c", CHILD], {"CXX": compiler}, json.dumps(arguments).encode())
+
+    return Recipe(
+        name=name,
+        kernels="CPU kernels",
+        root=sources,
+        files=[path for place in folders for pattern in ("*.cpp", "*.h") for path in place.glob(pattern)],
+        parameters={
+            "flags": list(flags),
+            "link flags": libraries,
+            "torch": torch.__version__,
+            "pybind11": pybind11_version(),
+            "python": sysconfig.get_config_var("SOABI") or platform.python_version(),
+            "compiler": compiler_version,
+            "processor": processor_features(),
+        },
+        job=job,
+    )

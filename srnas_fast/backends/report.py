@@ -12,7 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from srnas_fast import __version__
-from srnas_fast.backends import cpu, triton
+from srnas_fast.backends import cpu, cuda, triton
+from srnas_fast.backends.build import Build
 from srnas_fast.backends.choice import VARIABLE, forced
 from srnas_fast.backends.toolchain import Unavailable
 from srnas_fast.errors import InputError
@@ -32,21 +33,25 @@ PACKAGES = (
     "pybind11",
     "ninja",
 )
+PRIMITIVES = (
+    *("simplex_project", "merge_kernels", "multi_depthwise", "separable_sum", "weighted_sum", "shuffle_concat"),
+    *("narrow_convolution", "pool", "channel_moments"),
+)
 COMPILERS = ("c++", "g++", "clang++", "nvcc", "ninja")
 
 Rows = list[tuple[str, str]]
 
 
 def environment(build: bool = False) -> dict[str, Rows]:
-    """Sections of (name, value) rows: versions, machine, compilers, devices, backends and, if any, warnings.
+    """Sections of (name, value) rows: versions, machine, compilers, devices, backends, primitives, maybe warnings.
 
     Args:
-        build: find out whether the C++ kernels work, which builds them if no build is in the cache (seconds); otherwise
-            say only what a build would find here.
+        build: find out whether the compiled kernels work, which builds them if no build is in the cache (a minute at
+            most); otherwise say only what a build would find here. Triton is tried on a GPU in any case.
 
     >>> sections = environment()
-    >>> list(sections)[:5]
-    ['versions', 'machine', 'compilers', 'devices', 'backends']
+    >>> list(sections)[:6]
+    ['versions', 'machine', 'compilers', 'devices', 'backends', 'primitives']
     >>> dict(sections["backends"])["reference"]
     'available: plain torch, on any device'
     """
@@ -59,6 +64,7 @@ def environment(build: bool = False) -> dict[str, Rows]:
         "compilers": [(name, found or "not found") for name, found in compilers.items()],
         "devices": devices,
         "backends": backends,
+        "primitives": _primitives(dict(backends)),
     }
     if cautions + misnamed:
         sections["warnings"] = cautions + misnamed
@@ -66,7 +72,7 @@ def environment(build: bool = False) -> dict[str, Rows]:
 
 
 def describe() -> str:
-    """The report as plain text, to print or to paste into a bug report; builds the C++ kernels if no build is there.
+    """The report as plain text, to print or to paste into a bug report; builds the compiled kernels if there are none.
 
     >>> print(describe().splitlines()[0])
     versions
@@ -209,45 +215,80 @@ def _backends(compilers: dict[str, str | None], build: bool) -> tuple[Rows, Rows
         choice, cautions = forced(), []
     except InputError as error:
         choice, cautions = None, [(VARIABLE, str(error))]
-    host = next((name for name in ("c++", "g++", "clang++") if compilers[name]), None)
-    device = "a CUDA device" if torch.cuda.is_available() else "no CUDA device"
-    found = {
-        "cpu": f"{host or 'no C++ compiler'}, {'ninja' if compilers['ninja'] else 'no ninja'}",
-        "cuda": f"{'nvcc' if compilers['nvcc'] else 'no nvcc'}, {device}",
-    }
     rows = {
         "reference": "available: plain torch, on any device",
-        "cpu": _cpu(choice, build) or f"built at first use (found here: {found['cpu']})",
+        "cpu": _cpu(choice, compilers, build),
         "triton": _triton(choice),
-        "cuda": f"not available: no kernels in this version (found here: {found['cuda']})",
+        "cuda": _cuda(choice, build),
     }
     if choice:
         rows[choice] += f"; forced by {VARIABLE}"
     return list(rows.items()), cautions
 
 
+def _cpu(choice: str | None, compilers: dict[str, str | None], build: bool) -> str:
+    """Whether the C++ kernels serve, which only a build can tell."""
+    if choice not in (None, "cpu"):
+        return f"switched off by {VARIABLE}={choice}"
+    if not build:
+        host = next((name for name in ("c++", "g++", "clang++") if compilers[name]), "no C++ compiler")
+        return f"built at first use (found here: {host}, {'ninja' if compilers['ninja'] else 'no ninja'})"
+    return _built(cpu.outcome(), "C++ for float32 and float64 on the CPU")
+
+
 def _triton(choice: str | None) -> str:
     """Whether the Triton kernels serve the GPU there is."""
     if choice not in (None, "triton"):
         return f"switched off by {VARIABLE}={choice}"
-    reason = triton.why_not(torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
+    failure = triton.why_not(_device())
     try:
         found = f"triton {version('triton')}"
     except PackageNotFoundError:
         found = "no triton package"
-    if reason:
-        return f"not available: {reason} (found here: {found})"
-    return f"on request ({VARIABLE}=triton): float32, bfloat16 and float16 on the GPU ({found})"
+    if failure:
+        return f"not available: {failure.reason}; {failure.remedy} (found here: {found})"
+    return f"available: float32, bfloat16 and float16 on the GPU ({found})"
 
 
-def _cpu(choice: str | None, build: bool) -> str | None:
-    """What is known of the C++ kernels; None if they were not tried and are not to be built now."""
-    if choice not in (None, "cpu"):
+def _cuda(choice: str | None, build: bool) -> str:
+    """Whether the CUDA kernels serve the GPU there is; they are built only where they would be chosen."""
+    if choice not in (None, "cuda"):
         return f"switched off by {VARIABLE}={choice}"
-    if not build:
-        return None
-    outcome = cpu.outcome()
+    device = _device()
+    if device.type != "cuda":
+        return _built(cuda.outcome(device), "")
+    if choice is None and triton.why_not(device) is None:
+        return f"not needed: Triton serves this GPU; on request ({VARIABLE}=cuda)"
+    if build:
+        return _built(cuda.outcome(device), "CUDA C++ for float32 on the GPU")
+    try:
+        cuda.require(device)
+        return f"built at first use (found here: nvcc of CUDA {cuda.find_nvcc()[1]})"
+    except Unavailable as failure:
+        return f"not available: {failure.reason}; {failure.remedy}"
+
+
+def _device() -> torch.device:
+    """The GPU that a search takes, or the CPU where there is none."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _built(outcome: Build | Unavailable, what: str) -> str:
     if isinstance(outcome, Unavailable):
         return f"not available: {outcome.reason}; {outcome.remedy}"
     origin = "from the cache" if outcome.seconds is None else f"built in {outcome.seconds:.0f} s just now"
-    return f"available: C++ for float32 and float64 on the CPU, {origin} ({outcome.folder})"
+    return f"available: {what}, {origin} ({outcome.folder})"
+
+
+def _primitives(backends: dict[str, str]) -> Rows:
+    """Which backend computes each primitive in float32, on the CPU and on the first GPU if there is one."""
+    serves = {name: row.startswith(("available", "built")) for name, row in backends.items()}
+    own = {"triton": set(triton.FILES.values()), "cuda": set(cuda.KERNELS[torch.float32])}
+    rows = []
+    for primitive in PRIMITIVES:
+        chosen = f"CPU: {'cpu' if serves['cpu'] else 'reference'}"
+        if torch.cuda.is_available():
+            able = [name for name in own if serves[name] and primitive in own[name]]
+            chosen += f", GPU 0: {[*able, 'reference'][0]}"
+        rows.append((primitive, chosen))
+    return rows

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from srnas_fast.backends import cpu_kernels
+from srnas_fast.backends import compiled_kernel
 from srnas_fast.errors import InputError
 from srnas_fast.primitives.direct import call
 from srnas_fast.primitives.flops import register_flop_formula
@@ -40,21 +40,14 @@ def channel_moments(z: Tensor) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("srnas_fast::channel_moments", mutates_args=())
 def _channel_moments(z: Tensor) -> tuple[Tensor, Tensor]:
     wide = z.to(torch.promote_types(z.dtype, torch.float32))
-    kernels = cpu_kernels(wide)
-    if kernels is None:
+    kernel = compiled_kernel("channel_moments", wide)
+    if kernel is None:
         mean, variance = channel_moments_reference(wide)
     else:
         form = dense_format(wide)
         wide = wide.contiguous(memory_format=form)
         mean, variance = wide.new_empty(z.shape[1]), wide.new_empty(z.shape[1])
-        kernels.channel_moments(
-            wide.dtype == torch.float64,
-            wide.data_ptr(),
-            *channel_layout(wide, form),
-            mean.data_ptr(),
-            variance.data_ptr(),
-            torch.get_num_threads(),
-        )
+        kernel(wide.data_ptr(), channel_layout(wide, form), mean.data_ptr(), variance.data_ptr())
     return mean.to(z.dtype), variance.to(z.dtype)
 
 

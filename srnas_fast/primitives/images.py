@@ -16,6 +16,15 @@ def check_images(x: Tensor) -> None:
         )
 
 
+def check_one_device(first: Tensor, *others: Tensor | None) -> None:
+    """Refuses tensors on several devices; raises InputError."""
+    device = first.device
+    for other in others:
+        if other is not None and other.device != device:
+            places = ", ".join(sorted({str(tensor.device) for tensor in (first, *others) if tensor is not None}))
+            raise InputError(f"the tensors of one operation are on {places}; move them to one device")
+
+
 def output_size(x: Tensor, stride: int) -> tuple[int, int]:
     """Height and width of a convolution's output here: every ``stride``-th pixel from the first one."""
     return (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from srnas_fast.backends import cpu_kernels, triton_kernel
+from srnas_fast.backends import compiled_kernel, triton_kernel
 from srnas_fast.errors import InputError
 from srnas_fast.primitives.direct import call
 from srnas_fast.primitives.flops import register_flop_formula
+from srnas_fast.primitives.images import check_one_device
 
 
 def merge_kernels_reference(weights: Tensor, kernels: Sequence[Tensor], dilations: Sequence[int]) -> Tensor:
@@ -56,6 +57,7 @@ def merge_kernels(weights: Tensor, kernels: Sequence[Tensor], dilations: Sequenc
         )
     if len({kernel.dtype for kernel in kernels}) > 1 or not kernels[0].dtype.is_floating_point:
         raise InputError(f"kernels are {[kernel.dtype for kernel in kernels]}; give one floating type")
+    check_one_device(weights, *kernels)
     return call(_merge_kernels, weights, kernels, dilations)
 
 
@@ -71,10 +73,9 @@ def taps_of(merged: Tensor, size: int, dilation: int) -> Tensor:
     return merged[:, :, taps, taps]
 
 
-def _run(kernel_function, merged: Tensor, weights: Tensor, kernels: Sequence[Tensor], dilations, *outputs) -> None:
+def _run(compiled, merged: Tensor, weights: Tensor, kernels: Sequence[Tensor], dilations, *outputs) -> None:
     """Calls compiled code; ``merged`` and ``weights`` are contiguous, ``kernels`` in any layout."""
-    kernel_function(
-        merged.dtype == torch.float64,
+    compiled(
         merged.data_ptr(),
         list(merged.shape),
         weights.data_ptr(),
@@ -83,7 +84,6 @@ def _run(kernel_function, merged: Tensor, weights: Tensor, kernels: Sequence[Ten
         [stride for kernel in kernels for stride in kernel.stride()],
         list(dilations),
         *outputs,
-        torch.get_num_threads(),
     )
 
 
@@ -98,13 +98,13 @@ def _merge_kernels(weights: Tensor, kernels: Sequence[Tensor], dilations: Sequen
     dtype = torch.promote_types(kernels[0].dtype, torch.float32)
     wide_weights = weights.to(dtype).contiguous()
     wide = [kernel.to(dtype) for kernel in kernels]
-    compiled = cpu_kernels(wide_weights, *wide)
+    compiled = compiled_kernel("merge_kernels", wide_weights, *wide)
     if compiled is None:
         merged = merge_kernels_reference(wide_weights, wide, dilations)
     else:
         size = _size(kernels, dilations)
         merged = wide[0].new_empty(*wide[0].shape[:2], size, size)
-        _run(compiled.merge_kernels, merged, wide_weights, wide, dilations)
+        _run(compiled, merged, wide_weights, wide, dilations)
     return merged.to(kernels[0].dtype)
 
 
@@ -128,7 +128,7 @@ def _merge_kernels_backward(
     dtype = torch.promote_types(dmerged.dtype, torch.float32)
     wide_dmerged, wide_weights = dmerged.to(dtype).contiguous(), weights.to(dtype).contiguous()
     wide = [kernel.to(dtype) for kernel in kernels]
-    compiled = cpu_kernels(wide_dmerged, wide_weights, *wide)
+    compiled = compiled_kernel("merge_kernels_backward", wide_dmerged, wide_weights, *wide)
     if compiled is None:
         taps = [
             taps_of(wide_dmerged, kernel.shape[-1], dilation) for kernel, dilation in zip(wide, dilations, strict=True)
@@ -137,9 +137,9 @@ def _merge_kernels_backward(
         dkernels = [weight * tap for weight, tap in zip(wide_weights, taps, strict=True)]
     else:
         dweights = torch.empty_like(wide_weights)
-        dkernels = [torch.empty(kernel.shape, dtype=dtype) for kernel in wide]
+        dkernels = [kernel.new_empty(kernel.shape) for kernel in wide]
         outputs = dweights.data_ptr(), [dkernel.data_ptr() for dkernel in dkernels]
-        _run(compiled.merge_kernels_backward, wide_dmerged, wide_weights, wide, dilations, *outputs)
+        _run(compiled, wide_dmerged, wide_weights, wide, dilations, *outputs)
     return [dweights.to(weights.dtype)] + [
         dkernel.to(kernel.dtype).contiguous() for dkernel, kernel in zip(dkernels, kernels, strict=True)
     ]

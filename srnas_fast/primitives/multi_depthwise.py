@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srnas_fast.backends import cpu_kernels, triton_kernel
+from srnas_fast.backends import compiled_kernel, triton_kernel
 from srnas_fast.errors import InputError
 from srnas_fast.primitives.direct import call
 from srnas_fast.primitives.flops import register_flop_formula
@@ -14,6 +14,7 @@ from srnas_fast.primitives.images import (
     addresses,
     cast,
     check_images,
+    check_one_device,
     convolution_backward,
     dense_format,
     empty_gradients,
@@ -63,6 +64,7 @@ def multi_depthwise(x: Tensor, kernels: Sequence[Tensor], dilations: Sequence[in
 def check_depthwise(x: Tensor, kernels: Sequence[Tensor], dilations: Sequence[int], stride: int) -> None:
     """Refuses an input, kernels, dilations and a stride that do not go together; raises InputError."""
     check_images(x)
+    check_one_device(x, *kernels)
     if not kernels or len(kernels) != len(dilations):
         raise InputError(
             f"there are {len(kernels)} kernels and {len(dilations)} dilations; give one dilation per kernel"
@@ -91,26 +93,22 @@ def _multi_depthwise(x: Tensor, kernels: Sequence[Tensor], dilations: Sequence[i
         kernel(outputs, x, kernels, dilations, stride)
         return outputs
     wide_x, kernels = x.to(dtype), cast(dtype, kernels)
-    compiled = cpu_kernels(wide_x, *kernels)
+    compiled = compiled_kernel("multi_depthwise", wide_x, *kernels)
     if compiled is None:
         form = dense_format(x)
         outputs = multi_depthwise_reference(wide_x, kernels, dilations, stride)
         return [out.to(x.dtype).contiguous(memory_format=form) for out in outputs]
     outputs = [empty_output(x, x.shape[1], stride, dtype) for _ in kernels]
-    double, threads = dtype == torch.float64, torch.get_num_threads()
-    plan = (depthwise_sizes(kernels), list(dilations), stride)
-    scratch = wide_x.new_empty(compiled.multi_depthwise_scratch(double, x.shape, *plan, threads))
-    compiled.multi_depthwise(
-        double,
+    compiled(
         wide_x.data_ptr(),
         x.shape,
         wide_x.stride(),
         addresses(kernels),
-        *plan,
+        depthwise_sizes(kernels),
+        list(dilations),
+        stride,
         addresses(outputs),
         outputs[0].stride(),
-        scratch.data_ptr(),
-        threads,
     )
     return [out.to(x.dtype) for out in outputs]
 
@@ -138,7 +136,7 @@ def _multi_depthwise_backward(
         return outputs
     dtype = wide(x)
     wide_x, wide_dys, wide_kernels = x.to(dtype), [dy.to(dtype) for dy in dys], cast(dtype, kernels)
-    compiled = cpu_kernels(wide_x, *wide_dys, *wide_kernels)
+    compiled = compiled_kernel("multi_depthwise_backward", wide_x, *wide_dys, *wide_kernels)
     if compiled is None:
         gradients = [
             convolution_backward(dy, wide_x, kernel, dilation, stride, want_x, want_kernels)
@@ -151,23 +149,19 @@ def _multi_depthwise_backward(
                 out.copy_(dkernel)
         return outputs
     results = [out.to(dtype) for out in outputs]  # the same tensors unless they are of another type
-    double, threads = dtype == torch.float64, torch.get_num_threads()
-    plan = (depthwise_sizes(kernels), list(dilations), stride)
-    scratch = wide_x.new_empty(compiled.multi_depthwise_scratch(double, x.shape, *plan, threads))
-    compiled.multi_depthwise_backward(
-        double,
+    compiled(
         wide_x.data_ptr(),
         x.shape,
         wide_x.stride(),
         addresses(wide_dys),
         [dy.stride() for dy in wide_dys],
         addresses(wide_kernels),
-        *plan,
+        depthwise_sizes(kernels),
+        list(dilations),
+        stride,
         results[0].data_ptr() if want_x else 0,
         results[0].stride() if want_x else [0] * 4,
         addresses(results[1:]) if want_kernels else [],
-        scratch.data_ptr(),
-        threads,
     )
     return [result.to(out.dtype) for result, out in zip(results, outputs, strict=True)]
 

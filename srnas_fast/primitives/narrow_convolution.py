@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srnas_fast.backends import cpu_kernels
+from srnas_fast.backends import compiled_kernel
 from srnas_fast.errors import InputError
 from srnas_fast.primitives.channel_moments import channel_moments
 from srnas_fast.primitives.direct import call
@@ -21,6 +21,7 @@ from srnas_fast.primitives.flops import register_flop_formula
 from srnas_fast.primitives.images import (
     cast,
     check_images,
+    check_one_device,
     convolution_backward,
     dense_format,
     empty_gradients,
@@ -57,17 +58,17 @@ def serves(x: Tensor, kernel: Tensor) -> bool:
     >>> serves(torch.ones(1, 2, 3, 3), torch.ones(65, 2, 3, 3))
     False
     """
-    return _compiled(x, kernel) is not None
+    return _compiled("narrow_convolution", x, kernel) is not None
 
 
-def _compiled(x: Tensor, kernel: Tensor, *others: Tensor):
-    """The compiled kernels if they serve, else None."""
+def _compiled(name: str, x: Tensor, kernel: Tensor, *others: Tensor):
+    """The compiled kernel of that name if it serves, else None."""
     outputs, channels, size, _ = kernel.shape
     if max(outputs, channels) > MOST_CHANNELS:
         return None
     if size > 1 and outputs % BLOCK == channels % BLOCK == 0 and dense_format(x) == torch.channels_last:
         return None
-    return cpu_kernels(x, kernel, *others)
+    return compiled_kernel(name, x, kernel, *others)
 
 
 def narrow_convolution(x: Tensor, kernel: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Tensor:
@@ -144,6 +145,7 @@ def narrow_convolution_backward(
 
 def _check(x: Tensor, kernel: Tensor, bias: Tensor | None, dilation: int) -> None:
     check_images(x)
+    check_one_device(x, kernel, bias)
     shape = tuple(kernel.shape)
     if len(shape) != 4 or not shape[0] or shape[1] != x.shape[1] or shape[2] != shape[3] or shape[3] % 2 == 0:
         raise InputError(f"the kernel has shape {shape}; for x {tuple(x.shape)} give (O, {x.shape[1]}, k, k), k odd")
@@ -162,7 +164,7 @@ def _forward(x: Tensor, kernel: Tensor, bias: Tensor | None, dilation: int, mome
     """[z] or [z, mean, variance]."""
     dtype = wide(x)
     wide_x, (kernel, *biases) = x.to(dtype), cast(dtype, [kernel] if bias is None else [kernel, bias])
-    compiled = _compiled(wide_x, kernel, *biases)
+    compiled = _compiled("narrow_convolution", wide_x, kernel, *biases)
     if compiled is None:
         z = narrow_convolution_reference(wide_x, kernel, *(biases or [None]), dilation)
         z = z.contiguous(memory_format=dense_format(x))
@@ -170,11 +172,8 @@ def _forward(x: Tensor, kernel: Tensor, bias: Tensor | None, dilation: int, mome
     else:
         z = empty_output(x, kernel.shape[0], 1, dtype)
         results = [z, *(z.new_empty(z.shape[1]) for _ in range(2 * moments))]
-        double, sizes, threads = dtype == torch.float64, _sizes(x, kernel, dilation), torch.get_num_threads()
-        scratch = z.new_empty(compiled.narrow_convolution_scratch(double, sizes, False, threads))
-        compiled.narrow_convolution(
-            double,
-            sizes,
+        compiled(
+            _sizes(x, kernel, dilation),
             wide_x.data_ptr(),
             wide_x.stride(),
             kernel.data_ptr(),
@@ -182,8 +181,6 @@ def _forward(x: Tensor, kernel: Tensor, bias: Tensor | None, dilation: int, mome
             z.data_ptr(),
             z.stride(),
             *([out.data_ptr() for out in results[1:]] or [0, 0]),
-            scratch.data_ptr(),
-            threads,
         )
     return [out.to(x.dtype) for out in results]
 
@@ -219,7 +216,7 @@ def _narrow_convolution_backward(
     outputs = empty_gradients(x, [kernel], want_x, want_kernel)
     dtype = wide(x)
     wide_dz, wide_x, (wide_kernel,) = dz.to(dtype), x.to(dtype), cast(dtype, [kernel])
-    compiled = _compiled(wide_x, wide_kernel, wide_dz)
+    compiled = _compiled("narrow_convolution_backward", wide_x, wide_kernel, wide_dz)
     if compiled is None:
         gradients = convolution_backward(wide_dz, wide_x, wide_kernel, dilation, 1, want_x, want_kernel)
         for out, gradient in zip(outputs, gradients, strict=True):
@@ -227,11 +224,8 @@ def _narrow_convolution_backward(
                 out.copy_(gradient)
         return outputs
     dx, dkernel = [out.to(dtype) for out in outputs]  # the same tensors unless they are of another type
-    double, sizes, threads = dtype == torch.float64, _sizes(x, kernel, dilation), torch.get_num_threads()
-    scratch = wide_x.new_empty(compiled.narrow_convolution_scratch(double, sizes, True, threads))
-    compiled.narrow_convolution_backward(
-        double,
-        sizes,
+    compiled(
+        _sizes(x, kernel, dilation),
         wide_dz.data_ptr(),
         wide_dz.stride(),
         wide_x.data_ptr(),
@@ -240,8 +234,6 @@ def _narrow_convolution_backward(
         dx.data_ptr() if want_x else 0,
         dx.stride() if want_x else [0] * 4,
         dkernel.data_ptr() if want_kernel else 0,
-        scratch.data_ptr(),
-        threads,
     )
     return [dx.to(x.dtype), dkernel.to(kernel.dtype)]
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srnas_fast.backends import cpu_kernels
+from srnas_fast.backends import compiled_kernel
 from srnas_fast.errors import InputError
 from srnas_fast.primitives.direct import call
 from srnas_fast.primitives.images import check_images, dense_format, empty_output, output_size, wide
@@ -110,17 +110,13 @@ def _places(x: Tensor, form: torch.memory_format) -> list[int]:
 def _pool(x: Tensor, kind: str, size: int, stride: int, count_padding: bool) -> Tensor:
     dtype, form = wide(x), dense_format(x)
     x_wide = _readable(x.to(dtype), form)
-    compiled = cpu_kernels(x_wide) if size in COMPILED else None
+    compiled = compiled_kernel(f"{kind}_pool", x_wide) if size in COMPILED else None
     if compiled is None:
         y = pool_reference(x_wide, kind, size, stride, count_padding)
         return y.to(x.dtype).contiguous(memory_format=form)
     y = empty_output(x, x.shape[1], stride, dtype)
-    double, shape, threads = dtype == torch.float64, _layout(x, form, size, stride), torch.get_num_threads()
-    given = (x_wide.data_ptr(), _places(x_wide, form))
-    if kind == "max":
-        compiled.max_pool(double, shape, *given, y.data_ptr(), threads)
-    else:
-        compiled.average_pool(double, shape, count_padding, *given, y.data_ptr(), threads)
+    rule = [] if kind == "max" else [count_padding]
+    compiled(_layout(x, form, size, stride), *rule, x_wide.data_ptr(), _places(x_wide, form), y.data_ptr())
     return y.to(x.dtype)
 
 
@@ -134,17 +130,16 @@ def _pool_backward(dy: Tensor, x: Tensor, kind: str, size: int, stride: int, cou
     dtype, form = wide(x), dense_format(x)
     dy = dy.to(dtype).contiguous(memory_format=form)
     x_wide = _readable(x.to(dtype), form) if kind == "max" else x.to(dtype)
-    compiled = cpu_kernels(dy, x_wide) if size in COMPILED else None
+    compiled = compiled_kernel(f"{kind}_pool_backward", dy, x_wide) if size in COMPILED else None
     if compiled is None:
         dx = _backward_reference(dy, x_wide, kind, size, stride, count_padding)
         return dx.to(x.dtype).contiguous(memory_format=form)
     dx = torch.empty(x.shape, dtype=dtype, device=x.device, memory_format=form)
-    double, shape, threads = dtype == torch.float64, _layout(x, form, size, stride), torch.get_num_threads()
+    shape = _layout(x, form, size, stride)
     if kind == "max":
-        given = (x_wide.data_ptr(), _places(x_wide, form))
-        compiled.max_pool_backward(double, shape, dy.data_ptr(), *given, dx.data_ptr(), threads)
+        compiled(shape, dy.data_ptr(), x_wide.data_ptr(), _places(x_wide, form), dx.data_ptr())
     else:
-        compiled.average_pool_backward(double, shape, count_padding, dy.data_ptr(), dx.data_ptr(), threads)
+        compiled(shape, count_padding, dy.data_ptr(), dx.data_ptr())
     return dx.to(x.dtype)
 
 

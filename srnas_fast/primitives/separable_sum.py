@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from srnas_fast.backends import cpu_kernels, triton_kernel
+from srnas_fast.backends import compiled_kernel, triton_kernel
 from srnas_fast.errors import InputError
 from srnas_fast.primitives.direct import call
 from srnas_fast.primitives.flops import register_flop_formula
@@ -17,6 +17,7 @@ from srnas_fast.primitives.images import (
     address,
     addresses,
     cast,
+    check_one_device,
     convolution_backward,
     dense_format,
     empty_output,
@@ -104,6 +105,7 @@ def separable_sum_(
     tensor([[[[3., 3.]]]])
     """
     _check_sum(x, depthwise, pointwise, shift, centres, dilations, stride)
+    check_one_device(y, x)
     _check_shape("y", y, (x.shape[0], pointwise[0].shape[0], *output_size(x, stride)))
     call(_separable_sum_, y, x, depthwise, pointwise, shift, centres, dilations, stride, mutates=True)
     return y
@@ -123,6 +125,7 @@ def _check_matrices(name: str, matrices: Sequence[Tensor], count: int, shape: Se
 
 def _check_sum(x, depthwise, pointwise, shift, centres, dilations, stride) -> None:
     check_depthwise(x, depthwise, dilations, stride)
+    check_one_device(x, *pointwise, shift, centres)
     count, channels = len(depthwise), x.shape[1]
     if not pointwise or pointwise[0].ndim != 2 or not pointwise[0].numel():
         given = [tuple(matrix.shape) for matrix in pointwise]
@@ -135,23 +138,20 @@ def _check_sum(x, depthwise, pointwise, shift, centres, dilations, stride) -> No
 
 def _add(y: Tensor, accumulate: bool, x, depthwise, pointwise, shift, centres, dilations, stride) -> bool:
     """Writes or adds the sum into ``y`` by compiled code; false where there is none for these tensors."""
-    compiled = cpu_kernels(y, x)
+    compiled = compiled_kernel("separable_sum", x, y)
     if compiled is None:
         return False
     dtype = x.dtype
     depthwise, pointwise = cast(dtype, depthwise), cast(dtype, pointwise)
     shift, centres = (None if values is None else cast(dtype, [values])[0] for values in (shift, centres))
-    double, threads = dtype == torch.float64, torch.get_num_threads()
-    plan = (depthwise_sizes(depthwise), list(dilations), stride)
-    size = compiled.separable_sum_scratch(double, x.shape, y.shape[1], *plan, threads)
-    scratch = x.new_empty(size)
-    compiled.separable_sum(
-        double,
+    compiled(
         x.data_ptr(),
         x.shape,
         x.stride(),
         addresses(depthwise),
-        *plan,
+        depthwise_sizes(depthwise),
+        list(dilations),
+        stride,
         addresses(pointwise),
         address(shift),
         address(centres),
@@ -159,8 +159,6 @@ def _add(y: Tensor, accumulate: bool, x, depthwise, pointwise, shift, centres, d
         y.shape[1],
         y.stride(),
         accumulate,
-        scratch.data_ptr(),
-        threads,
     )
     return True
 
@@ -313,24 +311,20 @@ def _separable_moments(
         return means, covariances
     dtype = wide(x)
     x, depthwise = x.to(dtype), cast(dtype, depthwise)
-    compiled = cpu_kernels(x)
+    compiled = compiled_kernel("separable_moments", x)
     if compiled is None:
         return separable_moments_reference(x, depthwise, dilations, stride)
     means, covariances = _empty_moments(x, depthwise)
-    double, threads = dtype == torch.float64, torch.get_num_threads()
-    plan = (depthwise_sizes(depthwise), list(dilations), stride)
-    scratch = x.new_empty(compiled.separable_moments_scratch(double, x.shape, *plan, threads))
-    compiled.separable_moments(
-        double,
+    compiled(
         x.data_ptr(),
         x.shape,
         x.stride(),
         addresses(depthwise),
-        *plan,
+        depthwise_sizes(depthwise),
+        list(dilations),
+        stride,
         means.data_ptr(),
         covariances.data_ptr(),
-        scratch.data_ptr(),
-        threads,
     )
     return means, covariances
 
@@ -496,6 +490,7 @@ def separable_gradient_(
 
 def _check_gradient(x, dy, depthwise, left, right, offsets, centres, dilations, stride, want_products):
     check_depthwise(x, depthwise, dilations, stride)
+    check_one_device(x, dy, *(left or []), *(right or []), offsets, centres)
     count, channels = len(depthwise), x.shape[1]
     if dy is None:
         if want_products or left:
@@ -521,21 +516,16 @@ def _gradient(dx, accumulate, x, dy, depthwise, left, right, offsets, centres, d
         kernel(dx, *wanted, accumulate, x, dy, depthwise, left, right, offsets, centres, dilations, stride)
         return True
     tensors = [tensor for tensor in (x, dy, dx) if tensor is not None]
-    compiled = cpu_kernels(*tensors)
+    compiled = compiled_kernel("separable_gradient", *tensors)
     if compiled is None:
         return False
     dtype, count = x.dtype, len(depthwise)
     depthwise, left, right = (cast(dtype, matrices) for matrices in (depthwise, left, right))
     offsets, centres = (None if values is None else cast(dtype, [values])[0] for values in (offsets, centres))
-    double, threads = dtype == torch.float64, torch.get_num_threads()
-    plan = (depthwise_sizes(depthwise), list(dilations), stride)
     outputs = 0 if dy is None else dy.shape[1]
     kernels, products = results[1 : 1 + count], results[1 + count :]
     kernels, products = kernels if kernels[0].numel() else [], products if products[0].numel() else []
-    size = compiled.separable_gradient_scratch(double, x.shape, outputs, *plan, threads)
-    scratch = x.new_empty(size)
-    compiled.separable_gradient(
-        double,
+    compiled(
         x.data_ptr(),
         x.shape,
         x.stride(),
@@ -543,7 +533,9 @@ def _gradient(dx, accumulate, x, dy, depthwise, left, right, offsets, centres, d
         outputs,
         [0] * 4 if dy is None else dy.stride(),
         addresses(depthwise),
-        *plan,
+        depthwise_sizes(depthwise),
+        list(dilations),
+        stride,
         addresses(left),
         addresses(right),
         address(offsets),
@@ -554,8 +546,6 @@ def _gradient(dx, accumulate, x, dy, depthwise, left, right, offsets, centres, d
         0 if dy is None else results[0].data_ptr(),
         addresses(kernels),
         addresses(products),
-        scratch.data_ptr(),
-        threads,
     )
     return True
 

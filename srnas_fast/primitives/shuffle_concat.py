@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srnas_fast.backends import cpu_kernels, triton_kernel
+from srnas_fast.backends import compiled_kernel, triton_kernel
 from srnas_fast.errors import InputError
 from srnas_fast.primitives.direct import call
 from srnas_fast.primitives.flops import register_flop_formula
-from srnas_fast.primitives.images import address, check_images, dense_format, wide
+from srnas_fast.primitives.images import address, check_images, check_one_device, dense_format, wide
 
 
 def shuffle_concat_reference(y: Tensor, x: Tensor, groups: int, scale: Tensor | None = None) -> Tensor:
@@ -94,6 +94,7 @@ def part_of(x: Tensor, groups: int) -> int:
 
 
 def _check(y: Tensor, name: str, channels: int, x: Tensor, scale: Tensor | None) -> None:
+    check_one_device(x, y, scale)
     n, _, h, w = x.shape
     if y.ndim != 4 or y.shape[:2] != (n, channels) or not y.dtype.is_floating_point:
         raise InputError(f"{name} is {tuple(y.shape)} of {y.dtype}; give a floating tensor ({n}, {channels}, ...)")
@@ -138,20 +139,19 @@ def _shuffle_concat(y: Tensor, x: Tensor, groups: int, scale: Tensor | None) -> 
     if kernel:
         kernel(out, y, x, groups, scale)
         return out
-    compiled = cpu_kernels(y, x)
+    compiled = compiled_kernel("shuffle_concat", x, y)
     if compiled is None:
         return out.copy_(shuffle_concat_reference(y, x, groups, scale))
-    compiled.shuffle_concat(
-        x.dtype == torch.float64,
+    scale = None if scale is None else scale.to(x.dtype)
+    compiled(
         _shape(x, groups, y),
         y.data_ptr(),
         y.stride(),
         x.data_ptr(),
         x.stride(),
-        1.0 if scale is None else float(scale),
+        address(scale),
         out.data_ptr(),
         out.stride(),
-        torch.get_num_threads(),
     )
     return out
 
@@ -172,25 +172,23 @@ def _shuffle_concat_backward(
     if kernel:
         kernel(dy, dx if want_x else None, dscale if want_scale else None, dout, x, groups, scale)
         return outputs
-    compiled = cpu_kernels(dout, x)
+    compiled = compiled_kernel("shuffle_concat_backward", x, dout)
     if compiled is None:
         _backward_reference(dout, x, groups, scale, *outputs)
         return outputs
-    found = x.new_empty(()) if want_scale else None
-    compiled.shuffle_concat_backward(
-        x.dtype == torch.float64,
+    found, factor = x.new_empty(()) if want_scale else None, None if scale is None else scale.to(x.dtype)
+    compiled(
         _shape(x, groups, dout),
         dout.data_ptr(),
         dout.stride(),
         x.data_ptr(),
         x.stride(),
-        1.0 if scale is None else float(scale),
+        address(factor),
         dy.data_ptr(),
         dy.stride(),
         address(dx if want_x else None),
         dx.stride() if want_x else [0] * 4,
         address(found),
-        torch.get_num_threads(),
     )
     return [dy, dx, found.to(scale.dtype) if want_scale else dscale]
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from srnas_fast.backends import cpu_kernels, triton_kernel
+from srnas_fast.backends import compiled_kernel, triton_kernel
 from srnas_fast.errors import InputError
 from srnas_fast.primitives.direct import call, has_values
 
@@ -21,7 +21,9 @@ def simplex_project_reference(logits: Tensor, radius: float | Tensor = 0.0, as_p
     return _solve(logits, radius, as_published)[0]
 
 
-def simplex_project(logits: Tensor, radius: float | Tensor = 0.0, as_published: bool = False) -> Tensor:
+def simplex_project(
+    logits: Tensor, radius: float | Tensor = 0.0, as_published: bool = False, look: bool = True
+) -> Tensor:
     """For each row of logits the nearest point on the simplex that is at least ``radius`` away from its centre.
 
     ``argmin ||p - logits||^2`` over ``p >= 0, sum(p) = 1, ||p - 1/K||_2 >= radius``: sparsemax at radius 0,
@@ -46,6 +48,7 @@ def simplex_project(logits: Tensor, radius: float | Tensor = 0.0, as_published: 
         radius: from 0 up; a number, or a tensor that broadcasts to (...). It gets no gradient.
         as_published: with the published code's first radius, which does not know of the entries that sparsemax had
             made zero: ``radius^2 + 1/m - 1/K`` in place of ``radius^2``, m the size of sparsemax's support. Sparser.
+        look: whether to look for numbers that are none, which waits for a GPU; without, rows that hold them become NaN.
 
     Returns:
         weights of the shape and type of ``logits``, contiguous, computed in float64. Differentiable once.
@@ -62,7 +65,7 @@ def simplex_project(logits: Tensor, radius: float | Tensor = 0.0, as_published: 
     """
     if logits.dtype not in _TYPES:
         raise InputError(f"logits are {logits.dtype}; give float32 or float64")
-    check_rows(logits, radius)
+    check_rows(logits, radius, look)
     if isinstance(radius, Tensor):
         radius = _of_rows(radius, logits).contiguous()
     else:
@@ -70,12 +73,13 @@ def simplex_project(logits: Tensor, radius: float | Tensor = 0.0, as_published: 
     return call(_simplex_project, logits, radius, as_published)
 
 
-def check_rows(logits: Tensor, radius: float | Tensor = 0.0) -> None:
+def check_rows(logits: Tensor, radius: float | Tensor = 0.0, look: bool = True) -> None:
     """Refuses logits that are no rows of choices and radii that are none, with one look at all values there are.
 
     Args:
         logits: (..., K), of a floating type.
         radius: a number, or a tensor that broadcasts to (...).
+        look: whether to look at values at all; where a CUDA graph is captured, there are none to see.
 
     Raises:
         InputError: as ``simplex_project``.
@@ -85,15 +89,17 @@ def check_rows(logits: Tensor, radius: float | Tensor = 0.0) -> None:
         raise InputError(f"logits are {logits.dtype} of shape {shape}; give floating rows (..., K)")
     if shape[-1] == 0:
         raise InputError(f"logits of shape {shape} have no legal entry in a row; give rows (..., K), K from 1 up")
+    radii = _of_rows(radius, logits) if isinstance(radius, Tensor) else None
+    if radii is None and not (math.isfinite(radius) and radius >= 0):
+        raise InputError(f"radius is {radius}; give a number from 0 up")
+    if not look or not has_values(logits) or _is_captured(logits):
+        return
     # NaN and +inf are their row's maximum, and so is -inf where a row has nothing else.
     largest = logits.detach().amax(-1)
     good = largest.isfinite()
-    if isinstance(radius, Tensor):
-        radii = _of_rows(radius, logits)
+    if radii is not None:
         good = good & radii.isfinite() & (radii >= 0)
-    elif not (math.isfinite(radius) and radius >= 0):
-        raise InputError(f"radius is {radius}; give a number from 0 up")
-    if not has_values(logits) or good.all():
+    if good.all():
         return
     row = tuple((~good).nonzero()[0].tolist())
     if largest[row].isneginf():
@@ -106,6 +112,11 @@ def check_rows(logits: Tensor, radius: float | Tensor = 0.0) -> None:
         f"row {row} of logits of shape {shape} holds NaN or +inf; the search has diverged: lower the architecture's "
         "learning rate or go back to an earlier checkpoint"
     )
+
+
+def _is_captured(tensor: Tensor) -> bool:
+    """Whether what is launched on the tensor's device is recorded for a CUDA graph and not executed."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _of_rows(radius: Tensor, logits: Tensor) -> Tensor:
@@ -184,10 +195,10 @@ def _simplex_project(logits: Tensor, radius: Tensor, as_published: bool) -> Tens
     if kernel:
         kernel(weights, logits, radius, as_published)
         return weights
-    compiled = cpu_kernels(logits)
+    compiled = compiled_kernel("simplex_project", logits)
     if compiled is None:
         return simplex_project_reference(logits, radius, as_published)
-    _run(compiled.simplex_project, logits, radius, as_published, weights.data_ptr())
+    _run(compiled, logits, radius, as_published, weights.data_ptr())
     return weights
 
 
@@ -204,10 +215,10 @@ def _simplex_project_backward(dweights: Tensor, logits: Tensor, radius: Tensor, 
     if kernel:
         kernel(dlogits, dweights, logits, radius, as_published)
         return dlogits
-    compiled = cpu_kernels(dweights, logits)
+    compiled = compiled_kernel("simplex_project_backward", dweights, logits)
     if compiled is None:
         return _backward_reference(dweights, logits, radius, as_published)
-    _run(compiled.simplex_project_backward, logits, radius, as_published, dweights.data_ptr(), dlogits.data_ptr())
+    _run(compiled, logits, radius, as_published, dweights.data_ptr(), dlogits.data_ptr())
     return dlogits
 
 
@@ -225,16 +236,14 @@ def _(dweights, logits, radius, as_published):
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
-def _run(function, logits: Tensor, radius: Tensor, as_published: bool, *addresses: int) -> None:
+def _run(compiled, logits: Tensor, radius: Tensor, as_published: bool, *addresses: int) -> None:
     """Calls compiled code: one radius for all rows, or one for each."""
-    function(
-        logits.dtype == torch.float64,
+    compiled(
         [logits.shape[:-1].numel(), logits.shape[-1], 1 if radius.ndim else 0],
         logits.data_ptr(),
         radius.data_ptr(),
         as_published,
         *addresses,
-        torch.get_num_threads(),
     )
 
 

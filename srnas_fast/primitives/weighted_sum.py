@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from srnas_fast.backends import cpu_kernels, triton_kernel
+from srnas_fast.backends import compiled_kernel, triton_kernel
 from srnas_fast.errors import InputError
 from srnas_fast.primitives.direct import call
 from srnas_fast.primitives.flops import register_flop_formula
-from srnas_fast.primitives.images import address, dense_format
+from srnas_fast.primitives.images import address, check_one_device, dense_format
 
 
 def weighted_sum_reference(
@@ -67,6 +67,7 @@ def weighted_sum_(
     tensor([1., 3., 5.])
     """
     _check(weights, zs, shift, centres)
+    check_one_device(y, zs[0])
     if y.shape != zs[0].shape:
         raise InputError(f"y has shape {tuple(y.shape)}; give that of zs, {tuple(zs[0].shape)}")
     call(_weighted_sum_, y, weights, zs, shift, centres, mutates=True)
@@ -91,8 +92,8 @@ def weighted_sum_backward(
 
     Returns:
         [dweights, dysum, dz_0, ..., dz_(K-1)]: ``dweights`` like ``weights``, the inner products
-        <dy, z_k - centres_k>; ``dysum`` (C,), the sums of dy, the gradient of ``shift`` ((1,) for tensors of
-        fewer than two dimensions; the gradient of ``centres`` is -weights * dysum); ``dz_k`` = weights_k dy.
+        <dy, z_k - centres_k>; ``dysum`` (C,), the sums of dy in at least float32, the gradient of ``shift`` ((1,) for
+        tensors of fewer than two dimensions; the gradient of ``centres`` is -weights * dysum); ``dz_k`` = weights_k dy.
         Empty tensors where not wanted.
 
     Raises:
@@ -108,6 +109,7 @@ def weighted_sum_backward(
         _check(weights, zs, None, centres)
         if dy.shape != zs[0].shape:
             raise InputError(f"dy has shape {tuple(dy.shape)}; give that of zs, {tuple(zs[0].shape)}")
+    check_one_device(dy, weights, *zs)
     if len(want_zs) != len(weights):
         raise InputError(f"want_zs has {len(want_zs)} entries for {len(weights)} weights; give one for each")
     return call(_weighted_sum_backward, dy, weights, zs, centres, want_weights, want_zs)
@@ -122,6 +124,7 @@ def _check(weights: Tensor, zs: Sequence[Tensor], shift: Tensor | None, centres:
         if z.shape != shape or z.dtype != zs[0].dtype or not z.dtype.is_floating_point:
             given = ", ".join(f"{tuple(z.shape)} {z.dtype}" for z in zs)
             raise InputError(f"zs are {given}; give tensors of one shape and one floating type")
+    check_one_device(*zs, weights, shift, centres)
     channels = shape[1] if len(shape) > 1 else None
     fits = weights.shape == (count,) or weights.shape == (count, channels)
     fits = fits and (shift is None or shift.shape == (channels,))
@@ -168,15 +171,15 @@ def _read(zs: Sequence[Tensor], form: torch.memory_format) -> tuple[list[Tensor]
 
 def _add(y: Tensor, accumulate: bool, weights: Tensor, zs: Sequence[Tensor], shift, centres) -> bool:
     """Writes or adds the weighted sum into a dense ``y`` by compiled code; false where there is none for it."""
-    kernels = cpu_kernels(y, *zs, weights, *(extra for extra in (shift, centres) if extra is not None))
-    if kernels is None or not y.numel():
+    given = (y, *zs, weights, *(extra for extra in (shift, centres) if extra is not None))
+    kernel = compiled_kernel("weighted_sum", *given)
+    if kernel is None or not y.numel():
         return False
     form = dense_format(y)
     zs, places, blocks = _read(zs, form)
     weights, shift, centres = (None if v is None else v.contiguous() for v in (weights, shift, centres))
     flat = weights.ndim == 1 and shift is None and centres is None
-    kernels.weighted_sum(
-        y.dtype == torch.float64,
+    kernel(
         y.data_ptr(),
         accumulate,
         weights.data_ptr(),
@@ -185,8 +188,7 @@ def _add(y: Tensor, accumulate: bool, weights: Tensor, zs: Sequence[Tensor], shi
         blocks,
         address(shift),
         address(centres),
-        *((y.numel(), 1, 1) if flat else channel_layout(y, form)),
-        torch.get_num_threads(),
+        (y.numel(), 1, 1) if flat else channel_layout(y, form),
     )
     return True
 
@@ -255,8 +257,9 @@ def _weighted_sum_backward(
     read = zs if want_weights else []
     form = dense_format(zs[0] if zs else dy)
     wide_dy, wide_weights, wide_centres, *read = _cast(dtype, [dy, weights, centres, *read])
-    kernels = cpu_kernels(wide_dy, wide_weights, *read, *([] if centres is None else [wide_centres]))
-    if kernels is None or not dy.numel():
+    given = (wide_dy, wide_weights, *read, *([] if centres is None else [wide_centres]))
+    kernel = compiled_kernel("weighted_sum_backward", *given)
+    if kernel is None or not dy.numel():
         results = _backward_reference(wide_dy, wide_weights, read, wide_centres, want_zs)
         return [
             result.to(out.dtype).contiguous(memory_format=dense_format(out)) if out.numel() else out
@@ -266,19 +269,17 @@ def _weighted_sum_backward(
     wide_dy = wide_dy.contiguous(memory_format=form)
     read, places, blocks = _read(read, form)
     wide_weights, wide_centres = (None if v is None else v.contiguous() for v in (wide_weights, wide_centres))
-    kernels.weighted_sum_backward(
-        dtype == torch.float64,
+    kernel(
         wide_dy.data_ptr(),
         wide_weights.data_ptr(),
         weights.ndim == 2,
         places,
         blocks,
         address(wide_centres),
-        *channel_layout(wide_dy, form),
+        channel_layout(wide_dy, form),
         wide[0].data_ptr(),
         wide[1].data_ptr(),
         [out.data_ptr() if want else 0 for out, want in zip(wide[2:], want_zs, strict=True)],
-        torch.get_num_threads(),
     )
     return [_cast(out.dtype, [result])[0] for result, out in zip(wide, outputs, strict=True)]
 
@@ -286,7 +287,7 @@ def _weighted_sum_backward(
 def _empty_gradients(dy: Tensor, weights: Tensor, zs: Sequence[Tensor], want_weights: bool, want_zs) -> list[Tensor]:
     form = dense_format(zs[0] if zs else dy)
     dweights = torch.empty_like(weights, memory_format=torch.contiguous_format) if want_weights else dy.new_empty(0)
-    dysum = dy.new_empty(dy.shape[1] if dy.ndim > 1 else 1)
+    dysum = dy.new_empty(dy.shape[1] if dy.ndim > 1 else 1, dtype=torch.promote_types(dy.dtype, torch.float32))
     return [dweights, dysum] + [torch.empty_like(dy, memory_format=form) if w else dy.new_empty(0) for w in want_zs]
 
 
