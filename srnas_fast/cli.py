@@ -344,7 +344,7 @@ def _settings(
     for name, group in groups.items():
         parser.add_class_arguments(group, name)
 
-    early, argv = _early(argv, parser.prog)
+    early, argv = _early([_underscored(argument) for argument in argv], parser.prog)
     parser.set_defaults(flat(chosen_preset(presets, early.preset)))
     if early.resume:
         path = Path(early.out or RunConfig.out) / "config.yaml"
@@ -365,6 +365,18 @@ def _settings(
     return {name: group(**values.pop(name)) for name, group in groups.items()} | {
         "run": RunConfig(resume=early.resume, **values)
     }
+
+
+def _underscored(argument: str) -> str:
+    """An option's name as its setting is called, where it was given with hyphens.
+
+    >>> _underscored("--cuda-graphs=false"), _underscored("--out=a-b"), _underscored("a-b")
+    ('--cuda_graphs=false', '--out=a-b', 'a-b')
+    """
+    if not argument.startswith("--"):
+        return argument
+    name, sign, value = argument[2:].partition("=")
+    return f"--{name.replace('-', '_')}{sign}{value}"
 
 
 def _early(argv: list[str], prog: str) -> tuple[argparse.Namespace, list[str]]:

@@ -1,5 +1,6 @@
 import itertools
 import math
+import sys
 
 import entmax
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srnas_fast.errors import InputError
-from srnas_fast.simplex import sparsemax, sparsestmax
+from srnas_fast.simplex import softmax, sparsemax, sparsestmax, sparsestmax_tables
 
 DOUBLE = dict(dtype=torch.float64)
 
@@ -144,3 +145,33 @@ def test_ties_share_equally_where_the_nearest_point_is_unique(row, radius):
             assert (tied == tied[0]).all()
         else:  # the first leads, the others are equal
             assert (tied[0] >= tied).all() and (tied[1:] == tied[1:2]).all()
+
+
+@pytest.mark.parametrize("backend", ["reference", None])
+@pytest.mark.parametrize("radius", [0.0, 0.5, torch.tensor(0.5)])
+def test_without_a_look_a_row_that_is_none_shows_in_the_result(radius, backend, monkeypatch):
+    if backend:
+        monkeypatch.setenv("SRNAS_FAST_BACKEND", backend)
+    good = [0.9, 0.6, -1.0]
+    logits = torch.tensor([good, [0.0, math.nan, 1.0], [0.0, math.inf, 1.0], [-math.inf] * 3])
+    weights = sparsestmax(logits, radius, look=False)
+    assert torch.equal(weights[0], sparsestmax(torch.tensor(good), radius)) and weights[1:].isnan().all()
+    with pytest.raises(InputError, match="radius is -1"):  # a number costs no look
+        sparsestmax(logits, -1, look=False)
+
+
+def test_what_is_wrong_with_tables_is_told_by_the_one_look_at_their_weights():
+    tables = [torch.zeros(2, 3), torch.tensor([[0.0, math.nan]])]
+    with pytest.raises(InputError, match=r"row \(2,\) .* holds NaN"):
+        sparsestmax_tables(tables, 0.0)
+    (_, alive), (weights, unknown) = sparsestmax_tables(tables, 0.0, look=False)
+    assert alive is unknown is None and weights.isnan().all()
+
+
+def test_where_a_graph_is_captured_there_is_nothing_to_look_at(monkeypatch):
+    project = sys.modules["srnas_fast.primitives.simplex_project"]  # its package shows the function of that name
+    monkeypatch.setattr(project, "_is_captured", lambda tensor: True)
+    broken = torch.tensor([[0.0, math.nan]])
+    assert softmax(broken).isnan().all() and sparsemax(broken).isnan().all()
+    with pytest.raises(InputError, match="floating rows"):
+        softmax(torch.zeros(2, dtype=torch.int64))

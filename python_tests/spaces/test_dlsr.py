@@ -196,7 +196,7 @@ class RunsAll(PlainMixedOp):
 )
 def test_what_weighs_nothing_need_not_run(weights, radius):
     net, everything = supernet(weights, radius, cells=5), supernet(weights, radius, RunsAll, cells=5)
-    everything._weights = lambda: (*Supernet._weights(everything)[:2], None)  # inputs, too
+    everything._weights = lambda look: (*Supernet._weights(everything)[:2], None)  # inputs, too
     live = net.sparsity()["live"]
     assert live == pytest.approx(6 / (27 + 9)) if (weights, radius) == ("sparsestmax", 1.0) else 6 / 36 < live <= 1
     x = torch.rand(2, 3, 16, 15, dtype=torch.float64)
@@ -234,6 +234,16 @@ def test_all_supports_come_in_one_transfer(weights, transfers, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self: calls.append(self.shape) or tolist(self))
     net(torch.rand(1, 3, 15, 15, dtype=torch.float64))
     assert calls == [(3 + 2, 9)] * transfers
+
+
+@pytest.mark.parametrize("weights", ["softmax", "sparsemax", "sparsestmax"])
+def test_with_its_support_given_it_looks_at_no_weight(weights, monkeypatch):
+    net, x = supernet(weights, 0.4), torch.rand(1, 3, 15, 15, dtype=torch.float64)
+    expected, candidates, support = net(x), net.candidate_weights(), net.support()
+    monkeypatch.setattr(torch.Tensor, "tolist", None)
+    net.radius = torch.tensor(0.4, dtype=torch.float64)
+    assert torch.equal(net(x, support=support), expected) and torch.equal(net.candidate_weights(), candidates)
+    assert (support is None) == (weights == "softmax")
 
 
 @pytest.mark.parametrize("cells", [3, 6, 12])

@@ -144,7 +144,7 @@ def test_what_weighs_nothing_need_not_run(weights, radius, training):
         sparse(weights, radius).train(training),
         sparse(weights, radius, RunsAll).train(training),
     )
-    everything._weights = lambda: (*Supernet._weights(everything)[:2], None)  # routers, too
+    everything._weights = lambda look: (*Supernet._weights(everything)[:2], None)  # routers, too
     live = net.sparsity()["live"]
     assert live == pytest.approx((15 + 6) / (7 * 15 + 14)) if radius == 1 and weights == "sparsestmax" else live > 0.25
     x = torch.rand(2, 1, 9, 11, dtype=torch.float64)
@@ -187,6 +187,17 @@ def test_all_supports_come_in_one_transfer(weights, transfers, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self: calls.append(self.shape) or tolist(self))
     net(torch.rand(1, 1, 8, 8, dtype=torch.float64))
     assert calls == [(3 * 5 + 6, 7)] * transfers
+
+
+@pytest.mark.parametrize("weights", ["softmax", "sparsemax", "sparsestmax"])
+def test_with_its_support_given_it_looks_at_no_weight(weights, monkeypatch):
+    net, x = sparse(weights, 0.4), torch.rand(1, 1, 8, 8, dtype=torch.float64)
+    net.eval()
+    expected, support = net(x), net.support()
+    monkeypatch.setattr(torch.Tensor, "tolist", None)
+    net.radius = torch.tensor(0.4, dtype=torch.float64)
+    assert torch.equal(net(x, support=support), expected)
+    assert (support is None) == (weights == "softmax")
 
 
 def test_a_frozen_sparse_supernet_and_its_gradients():

@@ -52,10 +52,7 @@ class ComplexityLoss:
                 f"architecture weights of shape {tuple(weights.shape)} and {weights.dtype} for {len(self.costs)} "
                 "costs; give floating point weights, one per candidate in the last dimension"
             )
-        total = sum(self.costs)
-        shares = torch.tensor(
-            [cost / total for cost in self.costs],
-            dtype=torch.promote_types(weights.dtype, torch.float32),
-            device=weights.device,
-        )
-        return self.coefficient * (weights * shares).sum()
+        # Numbers, not a tensor of them: that would be a copy from the CPU, which waits and no CUDA graph can hold.
+        total, wide = sum(self.costs), weights.to(torch.promote_types(weights.dtype, torch.float32))
+        terms = [weight * (cost / total) for weight, cost in zip(wide.unbind(-1), self.costs, strict=True)]
+        return self.coefficient * torch.stack(terms, -1).sum()

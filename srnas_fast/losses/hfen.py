@@ -15,7 +15,9 @@ def _laplacian_of_gaussian(like: Tensor) -> Tensor:
     offsets = torch.arange(-2, 3, dtype=like.dtype, device=like.device)
     line = torch.exp(-0.5 * (offsets / SIGMA) ** 2)
     gaussian = torch.outer(line, line) / line.sum() ** 2
-    laplacian = like.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])
+    steps = torch.arange(-1, 2, device=like.device).abs()  # made there: a copy from the CPU would wait
+    steps = steps[:, None] + steps
+    laplacian = (steps == 1).to(like.dtype) - 4 * (steps == 0).to(like.dtype)  # [0 1 0; 1 -4 1; 0 1 0]
     return F.conv2d(gaussian[None, None], laplacian[None, None], padding=2)  # both are symmetric
 
 

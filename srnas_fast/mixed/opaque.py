@@ -96,9 +96,15 @@ def autocast_of(x: Tensor) -> dict:
 
 
 def _random_state(x: Tensor) -> list[Tensor]:
-    """The states of the generators that a candidate may draw from; none where only shapes are computed."""
+    """The states of the generators that a candidate may draw from; none where only shapes are computed.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured, which moves them on at each replay and leaves nothing to read.
+    """
     if isinstance(x, FakeTensor):
         return []
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("opaque candidates of a MixedOp read random states, which a graph cannot")
     return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(x.device)] if x.is_cuda else [])
 
 

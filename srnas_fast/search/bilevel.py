@@ -4,12 +4,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from srnas_fast.errors import InputError, require_number, require_whole
+from srnas_fast.search.graphs import step_graphs
 from srnas_fast.search.run import memory_format, to_device
 
 
@@ -92,10 +94,12 @@ class Bilevel:
 
     Args:
         fabric: where it computes.
-        supernet: has ``architecture_parameters()`` and ``network_parameters()``.
+        supernet: has ``architecture_parameters()``, ``network_parameters()``, a ``radius`` and ``support()``, which its
+            ``forward`` takes beside the images.
         loss: of (restored, clean).
         config: the schedule.
         penalty: of the architecture, beside the loss; None for none.
+        cuda_graphs: whether the forward and backward passes of the steps run as CUDA graphs on a GPU.
 
     Source: DARTS (arXiv 1806.09055), first-order approximation; mixed-level: DLSR (arXiv 2105.03939).
     """
@@ -107,6 +111,7 @@ class Bilevel:
         loss: Callable[[Tensor, Tensor], Tensor],
         config: BilevelConfig,
         penalty: Callable[[], Tensor] | None = None,
+        cuda_graphs: bool = False,
     ):
         self.fabric, self.supernet, self.loss, self.config, self.penalty = fabric, supernet, loss, config, penalty
         common = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
@@ -122,6 +127,7 @@ class Bilevel:
         )
         supernet.to(memory_format=memory_format(fabric.device))
         self.model, self.weights, self.architecture = fabric.setup(supernet, weights, architecture)
+        self.graphs = step_graphs(fabric, supernet) if cuda_graphs else None
 
     def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
         """What a checkpoint has to hold."""
@@ -136,35 +142,45 @@ class Bilevel:
 
         The losses of all batches and the penalty are added.
         """
-        with frozen(self.supernet.network_parameters()):
-            return self._step(self.architecture, [*also, (given, target)], self.penalty)
+        batches = [*also, (given, target)]
+        return self._step(self.architecture, self.supernet.network_parameters, batches, self.penalty)
 
     def weight_step(self, given: Tensor, target: Tensor, epoch: int) -> float:
         """Move the weights one step at the rate of that epoch; returns the loss before."""
         for group in self.weights.param_groups:
             group["lr"] = self.config.rate(epoch)
-        with frozen(self.supernet.architecture_parameters()):
-            return self._step(self.weights, [(given, target)])
+        return self._step(self.weights, self.supernet.architecture_parameters, [(given, target)])
 
     def _step(
         self,
         optimizer: torch.optim.Optimizer,
+        others: Callable[[], Iterable[nn.Parameter]],
         batches: Sequence[Sequence[Tensor]],
         penalty: Callable[[], Tensor] | None = None,
     ) -> float:
-        optimizer.zero_grad()
-        total = 0.0
-        for batch in batches:  # gradients add up, so that one graph at a time is enough
-            given, target = to_device(self.fabric, *batch)
-            total += self._backward(self.loss(self.model(given), target))
-        if penalty:
-            total += self._backward(penalty())
-        optimizer.step()
-        return total
+        """One step of an optimiser, which no gradient of the ``others`` is computed for."""
+        support = self.supernet.support()
 
-    def _backward(self, loss: Tensor) -> float:
+        def work(batches: Sequence[Sequence[Tensor]]) -> Tensor:
+            with frozen(others()):
+                # Gradients add up, so that the graph of one batch at a time is enough.
+                losses = [self._backward(self._loss(batch, support)) for batch in batches]
+                if penalty:
+                    losses.append(self._backward(penalty()))
+            return torch.stack(losses)
+
+        optimizer.zero_grad()
+        losses = self.graphs.run(optimizer, work, batches, support) if self.graphs else work(batches)
+        optimizer.step()
+        return sum(losses.tolist())  # the one look at them, while the optimiser's kernels are under way
+
+    def _loss(self, batch: Sequence[Tensor], support: Any) -> Tensor:
+        given, target = to_device(self.fabric, *batch)
+        return self.loss(self.model(given, support=support), target)
+
+    def _backward(self, loss: Tensor) -> Tensor:
         self.fabric.backward(loss)
-        return loss.item()
+        return loss.detach().double()
 
 
 def halved(rate: float, shares: Sequence[float], now: int, end: int) -> float:

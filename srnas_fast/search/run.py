@@ -31,7 +31,10 @@ FORMAT = "srnas_fast run 1"
 HEADING = "# srnas_fast"  # of config.yaml
 INPUTS = ("space", "genotype", "images")  # what of a run's config is no option of its command
 # The settings that a resumed run may change: they say where it computes and finds its images, not what.
-FREE = ("out", "device", "threads", "checkpoint_every", "data.root", "data.workers", "data.memory", "data.cache")
+FREE = (
+    *("out", "device", "threads", "cuda_graphs", "checkpoint_every"),
+    *("data.root", "data.workers", "data.memory", "data.cache"),
+)
 
 
 @dataclass
@@ -45,6 +48,8 @@ class RunConfig:
         device: auto, cpu or cuda (auto: a GPU if there is one).
         precision: of the computation: 32-true, bf16-mixed or 16-mixed.
         threads: CPU threads; 0 leaves PyTorch's own choice.
+        cuda_graphs: in a search on a GPU, whether each step's forward and backward pass is captured once as a CUDA
+            graph and then replayed, which spares the launches of its kernels; where that cannot be, a line says why.
         checkpoint_every: steps between two checkpoints; a killed run repeats at most so many.
     """
 
@@ -54,6 +59,7 @@ class RunConfig:
     device: str = "auto"
     precision: str = "32-true"
     threads: int = 0
+    cuda_graphs: bool = True
     checkpoint_every: int = 50
 
     def __post_init__(self):

@@ -100,7 +100,8 @@ def search(
     cost = None
     if complexity and complexity.coefficient:
         cost = ComplexityLoss(the.candidate_costs(supernet, complexity.by), complexity.coefficient)
-    algorithm = Bilevel(fabric, net, loss, schedule, cost and (lambda: cost(net.candidate_weights())))
+    penalty = cost and (lambda: cost(net.candidate_weights()))
+    algorithm = Bilevel(fabric, net, loss, schedule, penalty, run.cuda_graphs)
     folder = RunFolder(run, "search", config)
     best: dict[str, Any] = {}
     if folder.checkpoint:

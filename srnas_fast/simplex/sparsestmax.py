@@ -18,7 +18,11 @@ def sparsemax(logits: Tensor, return_support: bool = False) -> Tensor | tuple[Te
 
 
 def sparsestmax(
-    logits: Tensor, radius: float | Tensor, return_support: bool = False, as_published: bool = False
+    logits: Tensor,
+    radius: float | Tensor,
+    return_support: bool = False,
+    as_published: bool = False,
+    look: bool = True,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The nearest point on the simplex, at least ``radius`` from its centre, for each row of logits.
 
@@ -33,6 +37,7 @@ def sparsestmax(
             well, so that a candidate there need not run: ``MixedOp(...)(x, weights[i], support=support[i])``.
         as_published: with the first radius of the published code, which is larger than the definition's where
             sparsemax makes some weights zero.
+        look: whether to look for numbers that are none, which waits for a GPU; without, rows that hold them become NaN.
 
     Returns:
         weights of the shape and type of ``logits``, and if asked for the support, booleans of that shape.
@@ -53,5 +58,5 @@ def sparsestmax(
             [False, False,  True]])
     """
     wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    weights = simplex_project(wide, radius, as_published)
+    weights = simplex_project(wide, radius, as_published, look)
     return (weights.to(logits.dtype), weights > 0) if return_support else weights.to(logits.dtype)

@@ -16,8 +16,8 @@ class Space:
     Args:
         name: as on the command line.
         supernet_config, supernet: ``supernet(supernet_config())`` is a module with ``architecture_parameters()``,
-            ``network_parameters()``, ``architecture_weights()``, ``sparsity()`` and ``genotype()``; a search sets its
-            ``radius``.
+            ``network_parameters()``, ``architecture_weights()``, ``support()``, ``sparsity()`` and ``genotype()``;
+            its ``forward`` takes images and a support, and a search sets its ``radius``.
         network_config, network: ``network(genotype, network_config())`` is the derived network, with ``reach``,
             ``channels`` and ``smallest``.
         read_genotype: from the data of a JSON file; the result has ``save(path)``, ``graph()`` and a short text.

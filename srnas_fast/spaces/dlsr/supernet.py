@@ -16,6 +16,7 @@ from srnas_fast.spaces.dlsr.layers import POSITIONS, SCALES, SMALLEST, Cell, Hea
 from srnas_fast.spaces.dlsr.operations import CANDIDATES
 
 MAPS = ("softmax", "sparsemax", "sparsestmax")
+Support = tuple[list[list[bool]], list[list[bool]]]
 
 
 @dataclass
@@ -60,7 +61,9 @@ class Supernet(nn.Module):
     clipped.
     ``alpha``: (3, candidates) logits of the operations; ``beta``: (cells - 2, cells - 1) logits of the inputs, row i
     those of cell i + 3, which has i + 2 of them: what stands behind is never read and stays 0.
-    ``radius``: that of sparsestmax, 0 at first; a search sets it before each step. The other maps have none.
+    ``radius``: that of sparsestmax, 0 at first; a search sets it before each step, as a number or a tensor (). The
+    other maps have none.
+    ``forward(x, support=None)``: with what :meth:`support` returned, it need not look at the weights again.
 
     With a sparse map, candidates and inputs of zero weight do not run. Output and gradients are those of a supernet
     that runs them, exact zeros for their parameters included.
@@ -94,6 +97,7 @@ class Supernet(nn.Module):
         self.register_buffer("legal", legal, persistent=False)
         self.alpha = nn.Parameter(1e-3 * torch.randn(POSITIONS, len(CANDIDATES)))
         self.beta = nn.Parameter(1e-3 * torch.randn(legal.shape) * legal)
+        self.choices = self.alpha.numel() + sum(joins)
 
     def architecture_parameters(self) -> list[nn.Parameter]:
         """The logits that the search learns."""
@@ -104,17 +108,27 @@ class Supernet(nn.Module):
         architecture = {id(p) for p in self.architecture_parameters()}
         return [p for p in self.parameters() if id(p) not in architecture]
 
-    def _weights(self) -> tuple[Tensor, Tensor, tuple[list[list[bool]], list[list[bool]]] | None]:
+    def _weights(self, look: bool = True) -> tuple[Tensor, Tensor, Support | None]:
         """alpha and beta as weights, what a row of beta does not have weighing exactly nothing; which are not zero.
 
-        The last a row of booleans for each row of alpha, and of beta; None where all are alive.
+        The last a row of booleans for each row of alpha, and of beta; None where all are alive, and without a look,
+        which waits for a GPU.
         """
         if self.config.weights == "softmax":
             return self.alpha.softmax(dim=-1), masked_softmax(self.beta, self.legal), None
         radius = self.radius if self.config.weights == "sparsestmax" else 0.0
         tables = [self.alpha, self.beta.masked_fill(~self.legal, -torch.inf)]
-        (alpha, candidates), (beta, inputs) = sparsestmax_tables(tables, radius)
-        return alpha, beta, (candidates, inputs)
+        (alpha, candidates), (beta, inputs) = sparsestmax_tables(tables, radius, look)
+        return alpha, beta, (candidates, inputs) if look else None
+
+    @torch.no_grad()
+    def support(self) -> Support | None:
+        """Which weights are not zero now: the rows of alpha, and those of beta; None of softmax: all.
+
+        >>> Supernet(SupernetConfig(width=4, cells=4, weights="sparsemax")).support()[1]
+        [[True, True, False], [True, True, True]]
+        """
+        return None if self.config.weights == "softmax" else self._weights()[2]
 
     def architecture_weights(self) -> dict[str, tuple[list[str], Tensor]]:
         """For each group its column labels and its weights (rows, columns): a group for each position and each join."""
@@ -126,7 +140,7 @@ class Supernet(nn.Module):
 
     def candidate_weights(self) -> Tensor:
         """The weights of the operations, a row for each position of the cell that all share: (3, candidates)."""
-        return self._weights()[0]
+        return self._weights(look=False)[0]
 
     @staticmethod
     def candidate_costs(config: SupernetConfig, by: str) -> list[int]:
@@ -146,13 +160,12 @@ class Supernet(nn.Module):
         """
         if self.config.weights == "softmax":
             return {}
-        _, _, support = self._weights()
-        live = sum(sum(row) for rows in support for row in rows) / (self.alpha.numel() + int(self.legal.sum()))
+        live = sum(sum(row) for rows in self.support() for row in rows) / self.choices
         return {"live": live} | ({"radius": self.radius} if self.config.weights == "sparsestmax" else {})
 
-    def forward(self, x: Tensor) -> Tensor:
-        alpha, beta, support = self._weights()
-        operations, inputs = support or ([None] * len(alpha), [None] * len(beta))
+    def forward(self, x: Tensor, support: Support | None = None) -> Tensor:
+        alpha, beta, found = self._weights(look=support is None)
+        operations, inputs = support or found or ([None] * len(alpha), [None] * len(beta))
         choices = list(zip(alpha, operations, strict=True))
         first = self.head(x)
         outputs: list[Tensor] = []

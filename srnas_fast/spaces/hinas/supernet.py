@@ -107,7 +107,9 @@ class Supernet(nn.Module):
     Shapes: noisy gray images (N, 1, H, W) on the [0, 1] scale in, restored ones in (0, 1) out.
     ``alpha``: (layers, edges, candidates) logits of the operations; ``beta``: (routers, 3) logits of the
     widths, one row per router, layer by layer and narrow to wide: to the narrower, the same, the wider width.
-    ``radius``: that of sparsestmax, 0 at first; a search sets it before each step. The other maps have none.
+    ``radius``: that of sparsestmax, 0 at first; a search sets it before each step, as a number or a tensor (). The
+    other maps have none.
+    ``forward(x, support=None)``: with what :meth:`support` returned, it need not look at the weights again.
 
     With a sparse map, candidates and routers of zero weight do not run. Output and gradients are those of a supernet
     that runs them, exact zeros for their parameters included; their batch norms' running statistics stay as they are.
@@ -170,6 +172,7 @@ class Supernet(nn.Module):
                 legal[row, list(targets.values())] = True
         self.register_buffer("legal", legal, persistent=False)
         self.beta = nn.Parameter(torch.where(legal, 1.0, ILLEGAL_LOGIT))
+        self.choices = self.alpha.numel() + sum(len(targets) for steps in self.steps for _, targets in steps.values())
 
     def architecture_parameters(self) -> list[nn.Parameter]:
         """The logits that the search learns on held-out data."""
@@ -180,17 +183,27 @@ class Supernet(nn.Module):
         architecture = {id(p) for p in self.architecture_parameters()}
         return [p for p in self.parameters() if id(p) not in architecture]
 
-    def _weights(self) -> tuple[Tensor, Tensor, list[list[bool]] | None]:
+    def _weights(self, look: bool = True) -> tuple[Tensor, Tensor, list[list[bool]] | None]:
         """alpha and beta as weights, illegal moves weighing exactly nothing, and which of them are not zero.
 
-        The last a row of booleans for each row of alpha, layer by layer, and then of beta; None where all are alive.
+        The last a row of booleans for each row of alpha, layer by layer, and then of beta; None where all are alive,
+        and without a look, which waits for a GPU.
         """
         if self.config.weights == "softmax":
             return self.alpha.softmax(dim=-1), masked_softmax(self.beta, self.legal), None
         tables = [self.alpha.flatten(0, 1), self.beta.masked_fill(~self.legal, -torch.inf)]
         radius = self.radius if self.config.weights == "sparsestmax" else 0.0
-        (alpha, candidates), (beta, moves) = sparsestmax_tables(tables, radius)
-        return alpha.view_as(self.alpha), beta, candidates + moves
+        (alpha, candidates), (beta, moves) = sparsestmax_tables(tables, radius, look)
+        return alpha.view_as(self.alpha), beta, candidates + moves if look else None
+
+    @torch.no_grad()
+    def support(self) -> list[list[bool]] | None:
+        """Which weights are not zero now: a row for each of alpha, layer by layer, and of beta; None of softmax: all.
+
+        >>> Supernet(SupernetConfig(filters=2, layers=1, nodes=1, weights="sparsemax")).support()[-1]
+        [False, True, True]
+        """
+        return None if self.config.weights == "softmax" else self._weights()[2]
 
     def architecture_weights(self) -> dict[str, tuple[list[str], Tensor]]:
         """For each group its column labels and its weights (rows, columns)."""
@@ -207,12 +220,13 @@ class Supernet(nn.Module):
         """
         if self.config.weights == "softmax":
             return {}
-        _, _, support = self._weights()
-        live = sum(map(sum, support)) / (self.alpha.numel() + int(self.legal.sum()))
+        support = self.support()
+        live = sum(map(sum, support)) / self.choices
         return {"live": live} | ({"radius": self.radius} if self.config.weights == "sparsestmax" else {})
 
-    def forward(self, x: Tensor) -> Tensor:
-        alpha, beta, support = self._weights()
+    def forward(self, x: Tensor, support: list[list[bool]] | None = None) -> Tensor:
+        alpha, beta, found = self._weights(look=support is None)
+        support = support or found
         edges = self.alpha.shape[1]
         stem = self.stem1(x)
         hidden = {0: self.stem2(stem)}
