@@ -4,10 +4,9 @@ The CIFAR supernets of DARTS and PC-DARTS (python_tests/supernets/darts.py: 8 ce
 as they are ("eager"), and the same modules accelerated. One step is forward pass, backward pass and SGD; both in
 alternation. Held is what is alive between forward and backward, peak what is at most, parameters and their gradients
 not counted; in the mixed operations: what accelerate() reports of all of them together, their inputs not counted.
-Appended to bench/results/drop_in.csv.
+Appended to drop_in.csv in bench/results, or in --out.
 """
 
-import argparse
 import copy
 import gc
 import sys
@@ -18,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from machine import options, prepare
 from peers import DEVICE, now
-from rows import RESULTS, Row, report, where
+from rows import Row, report
 from srnas_fast import accelerate
 from srnas_fast.metrics import LiveMemory
 
@@ -95,16 +95,16 @@ def rows_of(case: str, batch: int, rounds: int) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--case", choices=CASES, action="append", help="again for more; default: all")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    place = where()
+    place = prepare(parser, arguments.gib)
     for case in arguments.case or CASES:
         rows = rows_of(case, arguments.batch, arguments.rounds)
         what = f"one training step, {arguments.batch}x3x32x32, {arguments.rounds} rounds"
-        report(case, what, rows, FIGURES, place, RESULTS / "drop_in.csv")
+        report(case, what, rows, FIGURES, place, arguments.out / "drop_in.csv")
 
 
 if __name__ == "__main__":

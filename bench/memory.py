@@ -1,27 +1,30 @@
 """Memory and gradients beside the peers: python bench/memory.py --case hinas
 
-One table per case, all peers in one run, in units of U, the size of the case's input; appended to
-bench/results/memory.csv.
+One table per case, all peers in one run, in units of U, the size of the case's input; appended to memory.csv in
+bench/results, or in --out.
 
     held         between forward and backward, beyond x and y
     fixed        the part of it that does not grow with the images: it depends on parameters and weights alone
     fwd, bwd     peak of live tensors during the forward, the backward pass, beyond x, y, dy and dx
                  (srnas_fast.metrics.LiveMemory, which cannot look into torch.compile)
     peak         of both passes as torch's allocator tells it: with temporaries inside operators, compiled or not
-    resident     how much a process of its own grows during a few passes: everything, y and dx included
+    resident     how much a process of its own grows during a few passes: everything, y and dx included; on a GPU what
+                 torch's allocator has of it at most, parameters and what is cached included
     error        of the gradients against float64: the largest |g - g64| over the largest |g64|, norms per gradient,
                  median of five draws
 
 A search step has the bytes held after the weight step's forward pass, which learns no architecture, and the peak of
-the whole step.
+the whole step; on a GPU that of the first three steps by torch's allocator, in which a CUDA graph is captured, since a
+replay allocates nothing. On a GPU a peer that runs out of memory, as under --gib 11, has a note in place of figures.
+TF32 is off.
 """
 
-import argparse
 import ctypes
 import gc
 import os
 import re
 import statistics
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from itertools import accumulate
@@ -31,12 +34,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from cases import MIXED, STEPS, Mixed, Step, chosen, search_step, with_groups
-from peers import ALL_PEERS, COMPILED, DEVICE, LAYOUTS, PEERS, STEP_PEERS, Job, mixed_job, reason, step_peers
-from rows import RESULTS, Row, report, where
+from machine import options, prepare
+from peers import ALL_PEERS, COMPILED, DEVICE, LAYOUTS, PEERS, STEP_PEERS, Job, mixed_job, reason, release, step_peers
+from rows import Row, report
 from srnas_fast.metrics import LiveMemory
 
 MiB = 2**20
 DRAWS = 5
+FIRST_STEPS = 3
 FIGURES = ["held, MiB", "held, U", "fixed, MiB", "fwd, U", "bwd, U", "peak, U", "peak, MiB"]
 FIGURES += ["resident, MiB", "resident, U", "error"]
 
@@ -70,6 +75,19 @@ def allocated(job: Job) -> tuple[int, int]:
     return held, peak
 
 
+def allocated_on_gpu(job: Job) -> tuple[int, int]:
+    """The same by the statistics that the allocator of the GPU keeps itself."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    y = job.forward()
+    gc.collect()
+    held = torch.cuda.memory_allocated() - before - y.nbytes
+    forward = torch.cuda.max_memory_allocated() - before - y.nbytes
+    torch.cuda.reset_peak_memory_stats()
+    gradients = job.backward(y)  # noqa: F841 they are alive at the end of the peak
+    return held, max(forward, torch.cuda.max_memory_allocated() - before - y.nbytes - job.x.nbytes)
+
+
 def grown(case: Mixed, peer: str, layout: str, passes: int = 3) -> int:
     """By how many bytes this process grows at most during a few passes; run it in a process of its own.
 
@@ -94,11 +112,11 @@ def grown(case: Mixed, peer: str, layout: str, passes: int = 3) -> int:
 
 
 def gradients_of(job: Job) -> list[tuple[torch.Tensor, ...]]:
-    """The gradients for each of several draws of x and dy."""
+    """The gradients for each of several draws of x and dy, kept where they take nothing of what is measured."""
 
     def drawn(seed: int) -> tuple[torch.Tensor, ...]:
         job.draw(seed)
-        return job.backward(job.forward())
+        return tuple(gradient.cpu() for gradient in job.backward(job.forward()))
 
     return [drawn(seed) for seed in range(DRAWS)]
 
@@ -122,7 +140,12 @@ def measure_mixed(case: Mixed, peer: str, layout: str, exact) -> Row:
     job = mixed_job(case, peer, layout)
     row: Row = {"error": error(gradients_of(job), exact)}  # and, passing by, compiled and warm
     unit = job.x.nbytes
-    held, peak = allocated(job)
+    if DEVICE.type == "cpu":
+        held, peak = allocated(job)
+    else:
+        held, peak = allocated_on_gpu(job)
+        taken = torch.cuda.max_memory_reserved()
+        row |= {"resident, MiB": taken / MiB, "resident, U": taken / unit}
     if peer not in COMPILED:
         images = case.shape[0]
         fewer = mixed_job(replace(case, shape=(images // 2, *case.shape[1:])), peer, layout)
@@ -146,14 +169,27 @@ def measure_step(case: Step, peer: str, layout: str) -> Row:
     """Bytes held by the weight step's graph, and the peak of the whole step."""
     mixed_op, way = STEP_PEERS[peer]
     _, step, held = search_step(case, mixed_op, LAYOUTS[layout], way)
+    if DEVICE.type == "cuda":
+        return step_on_gpu(step) | {"held, MiB": held() / MiB}
     step()  # the optimisers' states exist from now on: they are no part of a step's peak
     with LiveMemory() as memory:
         step()
     return {"held, MiB": held() / MiB, "peak, MiB": memory.peak / MiB}
 
 
+def step_on_gpu(step: Callable[[], None]) -> Row:
+    """The peak of the first steps, and what the allocator then has of the GPU."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(FIRST_STEPS):
+        step()
+    peak, taken = torch.cuda.max_memory_allocated() - before, torch.cuda.max_memory_reserved()
+    return {"peak, MiB": peak / MiB, "resident, MiB": taken / MiB}
+
+
 def attempt(measure, *arguments) -> Row:
-    """The figures, or how the peer failed."""
+    """The figures, or how the peer failed; nothing that a failure before held is in the way."""
+    release()
     try:
         return measure(*arguments)
     except Exception as failure:
@@ -173,19 +209,19 @@ def step_rows(case: Step, peers: list[str]) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     cases = [*MIXED, *STEPS]
     parser.add_argument("--case", choices=with_groups(cases), action="append", help="again for more; default: all")
     parser.add_argument("--peer", choices=ALL_PEERS, action="append", help="again for more; default: all")
     arguments = parser.parse_args()
-    peers, place = arguments.peer or ALL_PEERS, where()
+    peers, place = arguments.peer or ALL_PEERS, prepare(parser, arguments.gib)
     for case in chosen(arguments.case, cases):
         if case in MIXED:
             shape = "x".join(map(str, MIXED[case].shape))
             what, rows = f"one mixed operation, x {shape}", mixed_rows(MIXED[case], peers)
         else:
             what, rows = f"one search step, batch {STEPS[case].batch}", step_rows(STEPS[case], peers)
-        report(case, what, rows, FIGURES, place, RESULTS / "memory.csv")
+        report(case, what, rows, FIGURES, place, arguments.out / "memory.csv")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Who is measured: the ways to compute a mixed operation, ours among them, each in two memory layouts."""
 
+import gc
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import torch
 import torch._functorch.config
@@ -65,18 +67,21 @@ PEERS: dict[str, Callable[..., nn.Module]] = {
     "srnas_fast-unmerged": partial(MixedOp, merge=False),
 }
 COMPILED = ("compile", "compile-budget")
-TWO_GRAPHS = "two graphs"
-STEP_PEERS: dict[str, tuple[Callable[..., nn.Module], type[Bilevel]]] = {
-    TWO_GRAPHS: (PlainMixedOp, TwoGraphs),
+TWO_GRAPHS = ("two graphs", "srnas_fast-two-graphs")
+CUDA_GRAPHS = "srnas_fast-graphs"
+STEP_PEERS: dict[str, tuple[Callable[..., nn.Module], Callable[..., Bilevel]]] = {
+    **dict(zip(TWO_GRAPHS, [(PlainMixedOp, TwoGraphs), (MixedOp, TwoGraphs)], strict=True)),
     **{peer: (op, Bilevel) for peer, op in PEERS.items() if peer not in COMPILED},
+    CUDA_GRAPHS: (MixedOp, partial(Bilevel, cuda_graphs=True)),
 }
-ALL_PEERS = [*PEERS, TWO_GRAPHS]
+ALL_PEERS = [*PEERS, CUDA_GRAPHS, *TWO_GRAPHS]
 STEP_LAYOUT = next(name for name, layout in LAYOUTS.items() if layout is memory_format(DEVICE))  # the search's choice
 
 
 def step_peers(step: Step, asked: Iterable[str]) -> list[tuple[str, str]]:
-    """Those of the asked that can do a search step, each in every layout."""
-    able = [peer for peer in asked if peer in STEP_PEERS and (peer != TWO_GRAPHS or step.graphs > 1)]
+    """Those of the asked that can do a search step here, each in every layout."""
+    unable = {*(TWO_GRAPHS if step.graphs == 1 else ()), *((CUDA_GRAPHS,) if DEVICE.type == "cpu" else ())}
+    able = [peer for peer in asked if peer in STEP_PEERS and peer not in unable]
     return [(peer, layout) for peer in able for layout in LAYOUTS]
 
 
@@ -85,6 +90,34 @@ def now() -> float:
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     return 1000 * time.perf_counter()
+
+
+class Stopwatch:
+    """Milliseconds from mark to mark: by the clock, on a GPU by events among its work, which nothing waits for."""
+
+    def __init__(self):
+        self.marks = []
+
+    def mark(self) -> None:
+        if DEVICE.type == "cuda":
+            self.marks.append(torch.cuda.Event(enable_timing=True))
+            self.marks[-1].record()
+        else:
+            self.marks.append(now())
+
+    def laps(self) -> list[float]:
+        """The times between the marks, once all of it is done."""
+        pairs = list(pairwise(self.marks))
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+            return [begin.elapsed_time(end) for begin, end in pairs]
+        return [end - begin for begin, end in pairs]
+
+
+def release() -> None:
+    """Free what nobody needs any more, and leave no memory in the allocator's hands: so each peer begins alike."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 @dataclass

@@ -1,9 +1,11 @@
 """Charts of the newest rows of each case, peer and layout: python bench/plot.py
 
-Reads bench/results/memory.csv, speed.csv and sparsity.csv, writes a .png beside each. Only what was measured on one
-device with one number of threads stands in one picture: those of the file's last row.
+Reads memory.csv, speed.csv and sparsity.csv in bench/results, or in --out, writes a .png beside each that is there.
+Only what was measured on one device with one number of threads stands in one picture: those of the file's last row.
 """
 
+import argparse
+from functools import partial
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -11,11 +13,12 @@ from matplotlib.figure import Figure
 
 from cases import DEPTHWISE, MIXED, STEPS
 from peers import ALL_PEERS, LAYOUTS
-from rows import RESULTS, read
+from rows import RESULTS, Read, read
 from sparsity import ITSELF
 from srnas_fast.report.colours import COLOURS
 
-Rows = list[dict[str, str]]
+MEMORY = "Memory: held between forward and backward (strong) / peak (pale)"
+SPEED = "Time: forward (pale) and backward (strong)"
 OURS, OTHERS, PALE = COLOURS[1], COLOURS[6], 0.35
 SPARSE_PANELS = [  # case, what goes up, what the axis says
     ("sparsity/dlsr", "of faster eager", "step, of eager's with all alive"),
@@ -25,19 +28,19 @@ SPARSE_PANELS = [  # case, what goes up, what the axis says
 ]
 
 
-def comparable(rows: Rows) -> Rows:
+def comparable(rows: Read) -> Read:
     """Those measured where the last one was."""
     return [row for row in rows if all(row[name] == rows[-1][name] for name in ("device", "threads"))]
 
 
-def newest(rows: Rows) -> dict[str, Rows]:
+def newest(rows: Read) -> dict[str, Read]:
     """By case, the last measured row of each peer and layout, without those that failed."""
     cases, peers, layouts = [*MIXED, *DEPTHWISE, *STEPS], ALL_PEERS, list(LAYOUTS)
     last = {
         (cases.index(row["case"]), peers.index(row["peer"]), layouts.index(row["layout"])): row
         for row in comparable(rows)
     }
-    found: dict[str, Rows] = {}
+    found: dict[str, Read] = {}
     for _, row in sorted(last.items()):
         if row.get("peak, MiB") or row.get("total, ms"):
             found.setdefault(row["case"], []).append(row)
@@ -49,7 +52,7 @@ def text(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def memory_panel(axes: Axes, rows: Rows) -> str:
+def memory_panel(axes: Axes, rows: Read) -> str:
     """Peak, and over it what is held between the passes; in sizes of the input, of a search step in MiB."""
     unit = "U" if rows[0]["held, U"] else "MiB"
     for place, row in enumerate(rows):
@@ -61,7 +64,7 @@ def memory_panel(axes: Axes, rows: Rows) -> str:
     return "sizes of the input" if unit == "U" else "MiB"
 
 
-def speed_panel(axes: Axes, rows: Rows) -> str:
+def speed_panel(axes: Axes, rows: Read) -> str:
     """The forward pass and, on its right, the backward pass; where only the whole was timed, the whole."""
     for place, row in enumerate(rows):
         colour = OURS if row["peer"].startswith("srnas_fast") else OTHERS
@@ -74,10 +77,10 @@ def speed_panel(axes: Axes, rows: Rows) -> str:
 
 def draw(file: Path, title: str, panel) -> None:
     """One panel per case, under a title that says what the bars are and where they were measured."""
-    rows = read(file)
-    cases = newest(rows) if rows else {}
+    cases = newest(read(file))
     if not cases:
-        raise SystemExit(f"{file} holds no figures yet")
+        print(f"{file} holds no figures")
+        return
     lines = -(-len(cases) // 2)
     figure = Figure((11, 0.8 + 2.9 * lines), layout="constrained")
     grid = iter(figure.subplots(lines, 2, squeeze=False).flat)
@@ -124,7 +127,7 @@ def draw_sparsity(file: Path) -> None:
     save(figure, file, "What is left to compute and to hold where few candidates are alive", rows)
 
 
-def save(figure: Figure, file: Path, title: str, rows: Rows) -> None:
+def save(figure: Figure, file: Path, title: str, rows: Read) -> None:
     """Beside the figures' file, under a title that says where they were measured."""
     [device], [threads], versions, commits = (
         sorted({row[name] for row in rows}) for name in ("device", "threads", "torch", "commit")
@@ -136,9 +139,19 @@ def save(figure: Figure, file: Path, title: str, rows: Rows) -> None:
 
 
 def main() -> None:
-    draw(RESULTS / "memory.csv", "Memory: held between forward and backward (strong) / peak (pale)", memory_panel)
-    draw(RESULTS / "speed.csv", "Time: forward (pale) and backward (strong)", speed_panel)
-    draw_sparsity(RESULTS / "sparsity.csv")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results; default: bench/results")
+    folder = parser.parse_args().out
+    charts = {
+        "memory.csv": partial(draw, title=MEMORY, panel=memory_panel),
+        "speed.csv": partial(draw, title=SPEED, panel=speed_panel),
+        "sparsity.csv": draw_sparsity,
+    }
+    there = [name for name in charts if (folder / name).exists()]
+    if not there:
+        raise SystemExit(f"{folder} holds none of {', '.join(charts)}; measure first")
+    for name in there:
+        charts[name](folder / name)
 
 
 if __name__ == "__main__":

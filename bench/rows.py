@@ -8,20 +8,20 @@ from pathlib import Path
 import torch
 
 from srnas_fast import __version__
-from srnas_fast.backends import cpu_kernels
+from srnas_fast.backends import compiled_kernel, triton_kernel
 from srnas_fast.backends.report import processor
 from srnas_fast.report import show_table
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, str | float | None]
+Read = list[dict[str, str]]  # rows as a file has them
 
 
 def where() -> Row:
     """Device, our backend, threads, versions, commit and time: the end of every row."""
-    gpu = torch.cuda.is_available()
     return {
-        "device": torch.cuda.get_device_name() if gpu else processor(),
-        "backend": "reference" if gpu or cpu_kernels() is None else "cpu",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
+        "backend": backend(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "srnas_fast": __version__,
@@ -30,15 +30,44 @@ def where() -> Row:
     }
 
 
+def backend() -> str:
+    """Which of ours serves float32 images here: the answer of those that the primitives ask, too."""
+    image = torch.empty(1, device="cuda" if torch.cuda.is_available() else "cpu")
+    if triton_kernel("weighted_sum", image):
+        return "triton"
+    if compiled_kernel("weighted_sum", image):
+        return "cpu" if image.is_cpu else "cuda"
+    return "reference"
+
+
 def commit() -> str:
-    """The commit measured, with a + where the tree differs from it."""
+    """The commit measured: with a + where the tree differs from it, with a ? where no git is there to tell."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], cwd=RESULTS.parent, capture_output=True, text=True)
         return done.stdout.strip()
 
-    differs = git("status", "--porcelain", "--", "..", ":!results")
-    return git("rev-parse", "--short", "HEAD") + ("+" if differs else "")
+    try:
+        if head := git("rev-parse", "--short", "HEAD"):
+            return head + ("+" if git("status", "--porcelain", "--", "..", ":!results") else "")
+    except FileNotFoundError:
+        pass
+    return written_commit(RESULTS.parents[1] / ".git")
+
+
+def written_commit(folder: Path) -> str:
+    """The commit that a .git folder names, read without git."""
+    try:
+        head = (folder / "HEAD").read_text().strip()
+        if reference := head.partition("ref: ")[2]:
+            if (loose := folder / reference).exists():
+                head = loose.read_text()
+            else:
+                packed = (folder / "packed-refs").read_text().splitlines()
+                [head] = [line for line in packed if line.endswith(f" {reference}")]
+    except (OSError, ValueError):
+        return "unknown"
+    return f"{head[:7]}?"
 
 
 def report(case: str, what: str, rows: list[Row], figures: list[str], place: Row, file: Path) -> None:
@@ -71,7 +100,7 @@ def append(file: Path, columns: list[str], rows: list[Row]) -> None:
             writer.writerow({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in row.items()})
 
 
-def read(file: Path) -> list[dict[str, str]]:
+def read(file: Path) -> Read:
     """All rows of a CSV file, as text."""
     with open(file, newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))

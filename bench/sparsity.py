@@ -13,7 +13,7 @@
                         backward: in one call ("srnas_fast"), in one call per row, and by the published recursion in
                         plain torch, row by row, under autograd ("eager").
 
-The table and bench/results/sparsity.csv name the shares "of full", of the peer's own full step, and "of faster eager",
+The table and sparsity.csv name the shares "of full", of the peer's own full step, and "of faster eager",
 of eager's full step in its faster layout; of `simplex`, of eager's. p20 and p80 are of the rounds, with sparsity/dlsr
 of the sets.
 """
@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from cases import MIXED, STEPS, Step, search_step
-from peers import LAYOUTS, PEERS, mixed_job, now
+from peers import DEVICE, LAYOUTS, PEERS, STEP_LAYOUT, mixed_job, now
 from rows import Row
 from srnas_fast.simplex import sparsestmax
 
@@ -38,7 +38,6 @@ FIGURES = ["weights", "live", "sets", "step, ms", "p20, ms", "p80, ms", "of full
 MOST_SETS = 36  # of one size, where not all are asked for
 BETWEEN = 3  # sparse steps from one full step to the next
 BATCH = 4
-STEP_LAYOUT = "channels_last"  # eager's faster one
 RADII = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 ROWS, CHOICES = 3 * 14, 7  # of HiNAS's alpha
 ITSELF = "srnas_fast, row by row"
@@ -196,7 +195,7 @@ def simplex_rows(peers: list[str], rounds: int) -> list[Row]:
         "srnas_fast": sparsestmax,
     }
     torch.manual_seed(0)
-    logits, dweights = 0.3 * torch.randn(ROWS, CHOICES), torch.randn(ROWS, CHOICES)
+    logits, dweights = 0.3 * torch.randn(ROWS, CHOICES, device=DEVICE), torch.randn(ROWS, CHOICES, device=DEVICE)
     logits.requires_grad_()
     keys = [(peer, radius) for peer in maps if peer in (*peers, ITSELF) for radius in RADII]
     times = {key: [] for key in keys}

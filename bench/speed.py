@@ -1,12 +1,16 @@
 """Time beside the peers: python bench/speed.py --case hinas
 
 One table per case, all peers in one run and in alternation (A B C A B C ...), medians, p20 and p80 of the total;
-appended to bench/results/speed.csv. The last columns are the total as a multiple of eager's in its faster layout and
-in NCHW. Of `multi-depthwise` the backward pass alone is timed; of a search step, the step. The cases `sparsity` and
-`simplex`: see bench/sparsity.py.
+appended to speed.csv in bench/results, or in --out. The last columns are the total as a multiple of eager's in its
+faster layout and in NCHW. Of `multi-depthwise` the backward pass alone is timed; of a search step, the step. The cases
+`sparsity` and `simplex`: see bench/sparsity.py.
+
+On a GPU a peer's turn is ten passes in a row, which nothing waits for, timed by events on the GPU, and their mean: so
+launches cost what they cost in a network, where the next one is prepared while the last one computes, and x is in the
+caches as after the operation that made it. A search step is timed by the clock, and a step before it in the same turn
+is not: it leaves the allocator and the caches as a search has them. The first turns are not counted. TF32 is off.
 """
 
-import argparse
 import gc
 from collections.abc import Callable
 from functools import partial
@@ -15,13 +19,29 @@ import numpy as np
 import torch
 
 from cases import DEPTHWISE, MIXED, STEPS, Depthwise, Mixed, Step, chosen, search_step, with_groups
-from peers import ALL_PEERS, LAYOUTS, PEERS, STEP_PEERS, depthwise_job, mixed_job, now, reason, step_peers
-from rows import RESULTS, Row, report, where
+from machine import options, prepare
+from peers import (
+    ALL_PEERS,
+    DEVICE,
+    LAYOUTS,
+    PEERS,
+    STEP_PEERS,
+    Job,
+    Stopwatch,
+    depthwise_job,
+    mixed_job,
+    now,
+    reason,
+    release,
+    step_peers,
+)
+from rows import Row, report
 from sparsity import FIGURES as SPARSITY_FIGURES
 from sparsity import SPARSITY, rows_of
 
 FIGURES = ["forward, ms", "backward, ms", "total, ms", "p20, ms", "p80, ms", "of faster eager", "of eager NCHW"]
-WARM = 2  # passes before the clock counts; the first one compiles
+WARM = 2  # turns before the clock counts; the first one compiles
+IN_A_ROW = 10 if DEVICE.type == "cuda" else 1  # passes of a turn
 
 Key = tuple[str, str]  # peer, layout
 Work = Callable[[], dict[str, float]]  # does it once, returns the milliseconds of its parts
@@ -29,27 +49,25 @@ Work = Callable[[], dict[str, float]]  # does it once, returns the milliseconds 
 
 def mixed(case: Mixed, peer: str, layout: str) -> Work:
     job = mixed_job(case, peer, layout)
-
-    def work() -> dict[str, float]:
-        begun = now()
-        y = job.forward()
-        between = now()
-        gradients = job.backward(y)  # noqa: F841 freed after the clock has been read
-        return {"forward, ms": between - begun, "backward, ms": now() - between}
-
-    return work
+    return lambda: passes(job)
 
 
 def depthwise(case: Depthwise, peer: str, layout: str) -> Work:
     job = depthwise_job(case, peer, layout)
+    return lambda: {"backward, ms": passes(job)["backward, ms"]}
 
-    def work() -> dict[str, float]:
+
+def passes(job: Job) -> dict[str, float]:
+    """The mean times of forward and backward in a row of passes."""
+    watch = Stopwatch()
+    watch.mark()
+    for _ in range(IN_A_ROW):
         y = job.forward()
-        begun = now()
+        watch.mark()
         gradients = job.backward(y)  # noqa: F841 freed after the clock has been read
-        return {"backward, ms": now() - begun}
-
-    return work
+        watch.mark()
+    laps = watch.laps()
+    return {"forward, ms": float(np.mean(laps[0::2])), "backward, ms": float(np.mean(laps[1::2]))}
 
 
 def search(case: Step, peer: str, layout: str) -> Work:
@@ -57,6 +75,8 @@ def search(case: Step, peer: str, layout: str) -> Work:
     _, step, _ = search_step(case, mixed_op, LAYOUTS[layout], way)
 
     def work() -> dict[str, float]:
+        if DEVICE.type == "cuda":
+            step()
         begun = now()
         step()
         return {"total, ms": now() - begun}
@@ -75,7 +95,7 @@ def measure(makers: dict[Key, Callable[[], Work]], rounds: int) -> list[Row]:
             works[key] = make()
         except Exception as failure:
             failed[key] = reason(failure)
-    gc.collect()
+    release()
     gc.disable()
     try:
         for _ in range(WARM + rounds):
@@ -85,6 +105,8 @@ def measure(makers: dict[Key, Callable[[], Work]], rounds: int) -> list[Row]:
                 except Exception as failure:
                     failed[key] = reason(failure)
                     del works[key]
+                if key in failed:  # the traceback, and what its frames held, are gone from here on
+                    release()
     finally:
         gc.enable()
     measured = {key: times[key][WARM:] for key in works}
@@ -126,22 +148,22 @@ def makers_of(case: str, peers: list[str]) -> tuple[str, dict[Key, Callable[[], 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     cases = [*MIXED, *DEPTHWISE, *STEPS, *SPARSITY]
     parser.add_argument("--case", choices=with_groups(cases), action="append", help="again for more; default: all")
     parser.add_argument("--peer", choices=ALL_PEERS, action="append", help="again for more; default: all")
     parser.add_argument("--rounds", type=int, help="default: 15, of search steps 3, of sparsity/dlsr 5")
     arguments = parser.parse_args()
-    peers, place = arguments.peer or ALL_PEERS, where()
+    peers, place = arguments.peer or ALL_PEERS, prepare(parser, arguments.gib)
     for case in chosen(arguments.case, cases):
         if case in SPARSITY:
             what, rows = rows_of(case, peers, arguments.rounds)
-            report(case, what, rows, SPARSITY_FIGURES, place, RESULTS / "sparsity.csv")
+            report(case, what, rows, SPARSITY_FIGURES, place, arguments.out / "sparsity.csv")
             continue
         what, makers = makers_of(case, peers)
         rounds = arguments.rounds or (3 if case in STEPS else 15)
         rows = measure(makers, rounds)
-        report(case, f"{what}, {rounds} rounds", rows, FIGURES, place, RESULTS / "speed.csv")
+        report(case, f"{what}, {rounds} rounds", rows, FIGURES, place, arguments.out / "speed.csv")
 
 
 if __name__ == "__main__":
