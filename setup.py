@@ -42,6 +42,7 @@ TEST = [
     "nvidia-cuda-nvcc-cu12>=12.6; platform_system == 'Linux' and platform_machine == 'x86_64'",
     "nvidia-cuda-nvrtc-cu12>=12.6; platform_system == 'Linux' and platform_machine == 'x86_64'",
     "pytest>=8.2",
+    "pytest-xdist>=3.6",
     "ruff>=0.9",
     "setuptools>=77",
 ]
