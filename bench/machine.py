@@ -12,15 +12,15 @@ import json
 import platform
 import shutil
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from rows import RESULTS, Row, where
-from srnas_fast.backends.report import card_warning, environment, processor
+from srnas_fast.backends.report import card_warning, environment, installed, processor
 
 GiB = 2**30
+RUN = "hinas-denoise"  # the folder of bench/search.py's search
 
 
 def options(description: str) -> argparse.ArgumentParser:
@@ -86,7 +86,7 @@ def forget(folder: Path, device: str) -> None:
     """Remove what another GPU has left in the folder and does not carry its name: its tests and its search."""
     if device != known_device(folder):
         (folder / "tests.xml").unlink(missing_ok=True)
-        shutil.rmtree(folder / "hinas-denoise", ignore_errors=True)
+        shutil.rmtree(folder / RUN, ignore_errors=True)
 
 
 def known_device(folder: Path) -> str | None:
@@ -95,13 +95,6 @@ def known_device(folder: Path) -> str | None:
         return json.loads((folder / "machine.json").read_text())["device"]
     except (OSError, ValueError, LookupError, TypeError):
         return None
-
-
-def installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def driver() -> str:

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import yaml
 
-from machine import cap, options
+from machine import RUN, cap, options
 from srnas_fast.cli import main as srnas_fast
 
-RUN = "hinas-denoise"
 EPOCHS = 5
 PILOT_STEPS = 10  # of an epoch of warm-up, and of one of search
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from cases import HEADLINE, MIXED, STEPS
+from machine import RUN
 from peers import ALL_PEERS, CUDA_GRAPHS, TWO_GRAPHS
 from rows import RESULTS, Read, read
-from search import RUN, figures
+from search import figures
 
 LIMIT = 11 * 1024.0  # MiB: a GTX 1080 Ti
 HELD, NOT_HELD, NOT_MEASURED = "held", "not held", "not measured"

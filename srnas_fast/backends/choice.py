@@ -34,15 +34,42 @@ def forced() -> str | None:
     return name
 
 
-def tell_once(kernels: str, failure: Unavailable, instead: str = "Plain PyTorch is used: slower, same results") -> None:
-    """Say on stderr, once in a process, which kernels there are not, why, what computes instead and what to do."""
-    if kernels not in _told:
+def missing(
+    backend: str,
+    kernels: str,
+    failure: Unavailable,
+    instead: str = "Plain PyTorch is used: slower, same results",
+    expected: bool = True,
+) -> None:
+    """What is said of a backend that cannot be had: on stderr, once in a process, and only where one expects it.
+
+    Raises:
+        InputError: the backend is forced.
+    """
+    if forced() == backend:
+        raise InputError(f"{VARIABLE} is {backend!r}, but {failure}, or unset {VARIABLE}")
+    if expected and kernels not in _told:
         _told.add(kernels)
         print(
             f"srnas_fast: no {kernels}: {failure.reason}. {instead}. "
             f"Remedy: {failure.remedy}; {VARIABLE}=reference silences this line.",
             file=sys.stderr,
         )
+
+
+def require_card(index: int, least: tuple[int, int], needs: str) -> None:
+    """That a GPU is NVIDIA's and of a compute capability; ``needs`` says who needs it.
+
+    Raises:
+        Unavailable: it is not.
+    """
+    if torch.version.hip:
+        raise Unavailable("this torch is built for ROCm", "use an NVIDIA card")
+    capability = torch.cuda.get_device_capability(index)
+    if capability < least:
+        shown, wanted = (".".join(map(str, version)) for version in (capability, least))
+        name = torch.cuda.get_device_name(index)
+        raise Unavailable(f"{name} has compute capability {shown}, and {needs} {wanted}", "use a newer card")
 
 
 def on_its_device(device: torch.device, kernel: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 
 from srnas_fast.backends.build import Build, Job, Recipe, build
-from srnas_fast.backends.choice import VARIABLE, forced, tell_once
+from srnas_fast.backends.choice import forced, missing
 from srnas_fast.backends.toolchain import (
     Unavailable,
     find_compiler,
@@ -21,7 +21,6 @@ from srnas_fast.backends.toolchain import (
     pybind11_headers,
     pybind11_version,
 )
-from srnas_fast.errors import InputError
 
 NAME = "_srnas_fast_cpu"
 SOURCES = Path(__file__).resolve().parents[1] / "csrc"
@@ -64,9 +63,7 @@ def cpu_kernels() -> ModuleType | None:
         return _module
     result = outcome()
     if isinstance(result, Unavailable):
-        if choice == "cpu":
-            raise InputError(f"{VARIABLE} is 'cpu', but {result.reason}; {result.remedy}, or unset {VARIABLE}")
-        tell_once("C++ kernels", result)
+        missing("cpu", "C++ kernels", result)
         return None
     return result.module
 

@@ -15,9 +15,8 @@ from types import ModuleType
 import torch
 
 from srnas_fast.backends.build import Build, Job, Recipe, build
-from srnas_fast.backends.choice import VARIABLE, forced, tell_once
+from srnas_fast.backends.choice import forced, missing, require_card
 from srnas_fast.backends.toolchain import Unavailable, find_compiler, pybind11_headers, pybind11_version
-from srnas_fast.errors import InputError
 
 NAME = "_srnas_fast_cuda"
 SOURCES = Path(__file__).resolve().parents[1] / "csrc"
@@ -56,10 +55,7 @@ def cuda_kernels(name: str, dtype: torch.dtype, device: torch.device) -> ModuleT
     result = outcome(device)
     if isinstance(result, Build):
         return result.module
-    if choice == "cuda":
-        raise InputError(f"{VARIABLE} is 'cuda', but {result.reason}; {result.remedy}, or unset {VARIABLE}")
-    if not torch.version.hip:  # where nobody expects them
-        tell_once("CUDA kernels", result)
+    missing("cuda", "CUDA kernels", result, expected=not torch.version.hip)
     return None
 
 
@@ -89,13 +85,7 @@ def require(device: torch.device) -> None:
     Raises:
         Unavailable: they do not.
     """
-    if torch.version.hip:
-        raise Unavailable("this torch is built for ROCm", "use an NVIDIA card")
-    capability = _capability(device.index or 0)
-    if capability < LEAST:
-        shown, least = (".".join(map(str, version)) for version in (capability, LEAST))
-        name = torch.cuda.get_device_name(device)
-        raise Unavailable(f"{name} has compute capability {shown}, and they need {least}", "use a newer card")
+    require_card(device.index or 0, LEAST, "they need")
     _, release = find_nvcc()
     theirs, ours = torch.version.cuda.split(".")[0], release.split(".")[0]
     if theirs != ours:
@@ -103,7 +93,7 @@ def require(device: torch.device) -> None:
             f"nvcc is of CUDA {release}, torch of CUDA {torch.version.cuda}",
             f"install a CUDA {theirs} toolkit and name its folder in CUDA_HOME",
         )
-    target(capability)
+    target(_capability(device.index or 0))
 
 
 def find_nvcc() -> tuple[str, str]:

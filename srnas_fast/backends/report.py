@@ -127,13 +127,16 @@ def _runs(built: str, capability: tuple[int, int]) -> bool:
 
 
 def _versions() -> Rows:
-    rows = [("srnas-fast", __version__), ("python", platform.python_version())]
-    for package in PACKAGES:
-        try:
-            rows.append((package, version(package)))
-        except PackageNotFoundError:
-            rows.append((package, "not installed"))
-    return rows
+    ours = [("srnas-fast", __version__), ("python", platform.python_version())]
+    return ours + [(package, installed(package)) for package in PACKAGES]
+
+
+def installed(package: str) -> str:
+    """The version of a package, or that there is none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _machine() -> Rows:
@@ -241,12 +244,9 @@ def _triton(choice: str | None) -> str:
     if choice not in (None, "triton"):
         return f"switched off by {VARIABLE}={choice}"
     failure = triton.why_not(_device())
-    try:
-        found = f"triton {version('triton')}"
-    except PackageNotFoundError:
-        found = "no triton package"
+    found = f"triton {installed('triton')}"
     if failure:
-        return f"not available: {failure.reason}; {failure.remedy} (found here: {found})"
+        return f"not available: {failure} (found here: {found})"
     return f"available: float32, bfloat16 and float16 on the GPU ({found})"
 
 
@@ -265,7 +265,7 @@ def _cuda(choice: str | None, build: bool) -> str:
         cuda.require(device)
         return f"built at first use (found here: nvcc of CUDA {cuda.find_nvcc()[1]})"
     except Unavailable as failure:
-        return f"not available: {failure.reason}; {failure.remedy}"
+        return f"not available: {failure}"
 
 
 def _device() -> torch.device:
@@ -275,7 +275,7 @@ def _device() -> torch.device:
 
 def _built(outcome: Build | Unavailable, what: str) -> str:
     if isinstance(outcome, Unavailable):
-        return f"not available: {outcome.reason}; {outcome.remedy}"
+        return f"not available: {outcome}"
     origin = "from the cache" if outcome.seconds is None else f"built in {outcome.seconds:.0f} s just now"
     return f"available: {what}, {origin} ({outcome.folder})"
 

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from srnas_fast.backends.build import cache_folder
-from srnas_fast.backends.choice import VARIABLE, forced, on_its_device, tell_once
+from srnas_fast.backends.choice import forced, missing, on_its_device, require_card
 from srnas_fast.backends.toolchain import Unavailable
-from srnas_fast.errors import InputError
 
 TUNE = "SRNAS_FAST_TUNE"
 LEAST = (7, 0)  # compute capability
@@ -53,10 +52,9 @@ def triton_kernel(
         return None
     failure = why_not(device)
     if failure:
-        if choice:
-            raise InputError(f"{VARIABLE} is 'triton', but {failure.reason}; {failure.remedy}, or unset {VARIABLE}")
-        if torch.cuda.get_device_capability(device) >= LEAST:  # of an older card nobody expects them
-            tell_once("Triton kernels", failure, "CUDA kernels or plain PyTorch are used: slower, same results")
+        new = device.type == "cuda" and torch.cuda.get_device_capability(device) >= LEAST
+        instead = "CUDA kernels or plain PyTorch are used: slower, same results"
+        missing("triton", "Triton kernels", failure, instead, expected=new)  # of an older card nobody expects them
         return None
     if any(tensor.dtype not in types for tensor in given):
         return None
@@ -86,13 +84,10 @@ def why_not(device: torch.device) -> Unavailable | None:
 
 @cache
 def _why_not_on(index: int) -> Unavailable | None:
-    if torch.version.hip:
-        return Unavailable("this torch is built for ROCm", "use an NVIDIA card")
-    capability = torch.cuda.get_device_capability(index)
-    if capability < LEAST:
-        shown, least = (".".join(map(str, version)) for version in (capability, LEAST))
-        name = torch.cuda.get_device_name(index)
-        return Unavailable(f"{name} has compute capability {shown}, and Triton needs {least}", "use a newer card")
+    try:
+        require_card(index, LEAST, "Triton needs")
+    except Unavailable as failure:
+        return failure
     try:
         import triton
     except Exception as error:  # one that does not go with this Python or this torch fails in other ways, too

@@ -507,9 +507,11 @@ def _check_gradient(x, dy, depthwise, left, right, offsets, centres, dilations, 
     return list(left or []), list(right or [])
 
 
-def _gradient(dx, accumulate, x, dy, depthwise, left, right, offsets, centres, dilations, stride, results) -> bool:
-    """Fills ``dx`` (None: not wanted) and ``results`` by compiled code; false where there is none for these tensors."""
-    kernel = triton_kernel("separable_gradient", x, dy, dx)
+def _gradient(
+    kernel, dx, accumulate, x, dy, depthwise, left, right, offsets, centres, dilations, stride, results
+) -> bool:
+    """Fills ``dx`` (None: not wanted) and ``results`` by Triton's kernel, None where it does not serve, or by compiled
+    code; false where there is neither for these tensors."""
     if kernel:
         dysum, kernels, products = results[0], results[1 : 1 + len(depthwise)], results[1 + len(depthwise) :]
         wanted = (None if dy is None else dysum, *(part if part[0].numel() else None for part in (kernels, products)))
@@ -580,12 +582,13 @@ def _separable_gradient(
 ) -> list[Tensor]:
     dtype = wide(x)
     x_type, kernel_types = x.dtype, [w.dtype for w in depthwise]
-    if triton_kernel("separable_gradient", x, dy) is None:  # which reads and writes half precision itself
+    kernel = triton_kernel("separable_gradient", x, dy)
+    if kernel is None:  # which reads and writes half precision itself
         x, dy = x.to(dtype), None if dy is None else dy.to(dtype)
     dx = torch.empty_like(x, memory_format=dense_format(x)) if want_x else None
     results = _empty_results(x, dy, depthwise, want_depthwise, want_products, dtype)
     rest = (x, dy, depthwise, left, right, offsets, centres, dilations, stride)
-    if not _gradient(dx, False, *rest, results):
+    if not _gradient(kernel, dx, False, *rest, results):
         wanted = (want_x, want_depthwise, want_products)
         dx, *results = _in_type(dtype, separable_gradient_reference, *rest, *wanted)
         dx = dx.contiguous(memory_format=dense_format(x)) if want_x else None
@@ -636,7 +639,7 @@ def _separable_gradient_(
     dtype = wide(x)
     results = _empty_results(x, dy, depthwise, want_depthwise, want_products, dtype)
     rest = (x, dy, depthwise, left, right, offsets, centres, dilations, stride)
-    if not _gradient(dx, True, *rest, results):
+    if not _gradient(triton_kernel("separable_gradient", x, dy, dx), dx, True, *rest, results):
         added, *results = _separable_gradient(*rest, True, want_depthwise, want_products)
         dx.add_(added)
     count = len(depthwise)
