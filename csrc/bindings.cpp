@@ -19,6 +19,12 @@ using Make = py::function;
 
 namespace {
 
+// An image that is read as it is.
+template <class T>
+srnas_fast::Source<T> source_at(Address address, const Sizes& strides) {
+    return {tensor_at<Tensor<const T>>(address, strides), {}};
+}
+
 // ---- weighted_sum
 
 // sizes: size, channels, inner; blocks: for each z how many of its elements lie together, and how far apart
@@ -144,9 +150,9 @@ void narrow_convolution(int threads, const Make& make, const Sizes& sizes, Addre
     const auto shape = narrow_shape(sizes);
     const Scratch<T> scratch(make, srnas_fast::narrow_convolution_scratch<T>(shape, false, threads));
     const Unlocked unlocked;
-    srnas_fast::narrow_convolution<T>(shape, tensor_at<Tensor<const T>>(x, x_strides), at<const T>(kernel),
-                                      at<const T>(bias), tensor_at<Tensor<T>>(z, z_strides), at<T>(mean),
-                                      at<T>(variance), scratch.data(), threads);
+    srnas_fast::narrow_convolution<T>(shape, source_at<T>(x, x_strides), at<const T>(kernel),
+                                      at<const T>(bias), tensor_at<Tensor<T>>(z, z_strides), false,
+                                      at<T>(mean), at<T>(variance), scratch.data(), threads);
 }
 
 template <class T>
@@ -157,8 +163,9 @@ void narrow_convolution_backward(int threads, const Make& make, const Sizes& siz
     const Scratch<T> scratch(make, srnas_fast::narrow_convolution_scratch<T>(shape, true, threads));
     const Unlocked unlocked;
     srnas_fast::narrow_convolution_backward<T>(
-        shape, tensor_at<Tensor<const T>>(dz, dz_strides), tensor_at<Tensor<const T>>(x, x_strides),
-        at<const T>(kernel), tensor_at<Tensor<T>>(dx, dx_strides), at<T>(dkernel), scratch.data(), threads);
+        shape, {tensor_at<Tensor<const T>>(dz, dz_strides), {}, nullptr, nullptr, nullptr, nullptr},
+        source_at<T>(x, x_strides), at<const T>(kernel), tensor_at<Tensor<T>>(dx, dx_strides), false,
+        at<T>(dkernel), scratch.data(), threads);
 }
 
 // ---- separable_sum, separable_moments, separable_gradient
@@ -171,7 +178,7 @@ void separable_sum(int threads, const Make& make, Address x, const Sizes& x_size
     const auto shape = depthwise_shape(x_sizes, sizes, dilations, stride);
     const Scratch<T> scratch(make, srnas_fast::separable_sum_scratch<T>(shape, outputs, threads));
     const Unlocked unlocked;
-    srnas_fast::separable_sum<T>(shape, tensor_at<Tensor<const T>>(x, x_strides), all_at<const T>(depthwise),
+    srnas_fast::separable_sum<T>(shape, source_at<T>(x, x_strides), all_at<const T>(depthwise),
                                  all_at<const T>(pointwise), at<const T>(shift), at<const T>(centres),
                                  outputs, tensor_at<Tensor<T>>(y, y_strides), accumulate, scratch.data(),
                                  threads);
@@ -184,9 +191,8 @@ void separable_moments(int threads, const Make& make, Address x, const Sizes& x_
     const auto shape = depthwise_shape(x_sizes, sizes, dilations, stride);
     const Scratch<T> scratch(make, srnas_fast::separable_moments_scratch<T>(shape, threads));
     const Unlocked unlocked;
-    srnas_fast::separable_moments<T>(shape, tensor_at<Tensor<const T>>(x, x_strides),
-                                     all_at<const T>(depthwise), at<T>(means), at<T>(covariances),
-                                     scratch.data(), threads);
+    srnas_fast::separable_moments<T>(shape, source_at<T>(x, x_strides), all_at<const T>(depthwise),
+                                     at<T>(means), at<T>(covariances), scratch.data(), threads);
 }
 
 template <class T>
@@ -199,7 +205,7 @@ void separable_gradient(int threads, const Make& make, Address x, const Sizes& x
     const auto shape = depthwise_shape(x_sizes, sizes, dilations, stride);
     const Scratch<T> scratch(make, srnas_fast::separable_gradient_scratch<T>(shape, outputs, threads));
     const Unlocked unlocked;
-    const srnas_fast::GradientInput<T> in{tensor_at<Tensor<const T>>(x, x_strides),
+    const srnas_fast::GradientInput<T> in{source_at<T>(x, x_strides),
                                           tensor_at<Tensor<const T>>(dy, dy_strides),
                                           outputs,
                                           all_at<const T>(depthwise),
@@ -337,8 +343,13 @@ void bind(py::module_ m) {
 
 }  // namespace
 
+void bind_programs(py::module_& m);  // program_bindings.cpp
+void bind_watch(py::module_& m);     // watch_bindings.cpp
+
 PYBIND11_MODULE(_srnas_fast_cpu, m) {
     m.doc() = "C++ kernels of srnas_fast for the CPU";
     bind<float>(m.def_submodule("float32"));
     bind<double>(m.def_submodule("float64"));
+    bind_programs(m);
+    bind_watch(m);
 }

@@ -45,8 +45,9 @@ struct Bands {
     int64_t size(int64_t band) const { return std::min(rows, height - begin(band)); }
     int64_t elements(int64_t channels) const { return spread<T>(lead + planes.template size<T>(channels)); }
 
-    // Reads a band and what is around it; tensor: one image.
-    void read(const Tensor<const T>& tensor, int64_t channels, int64_t band, T* inside) const {
+    // Reads a band and what is around it by read(tensor from the band on, first row, row after the last one).
+    template <class Read>
+    void fill(int64_t channels, int64_t band, T* inside, Read read) const {
         const int64_t top = std::max(-reach, -begin(band));
         const int64_t bottom = std::min(size(band) + reach, height - begin(band));
         for (int64_t c = 0; c < channels; ++c) {
@@ -55,7 +56,38 @@ struct Bands {
             std::fill(rows_above, rows_above + (top + reach) * planes.row, T(0));
             std::fill(rows_below, rows_below + (size(band) + reach - bottom) * planes.row, T(0));
         }
-        copy_rows<T, true>(tensor.part(0, 0, begin(band)), planes, inside, channels, top, bottom, nullptr);
+        read(top, bottom);
+    }
+
+    // source: one image.
+    void read(const Source<T>& source, int64_t channels, int64_t band, T* inside) const {
+        fill(channels, band, inside, [&](int64_t top, int64_t bottom) {
+            read_rows<T>(source.part(0, 0, begin(band)), planes, inside, channels, top, bottom, nullptr);
+        });
+    }
+
+    // dz: of image `image`; `other` has room for what this reads.
+    void read(const NarrowGradient<T>& dz, int64_t image, int64_t channels, int64_t band, T* inside,
+              T* other) const {
+        fill(channels, band, inside, [&](int64_t top, int64_t bottom) {
+            const auto copy = [&](const Tensor<const T>& from, T* to) {
+                copy_rows<T, true>(from.part(image, 0, begin(band)), planes, to, channels, top, bottom,
+                                   nullptr);
+            };
+            copy(dz.dy, inside);
+            if (!dz.z.data) return;
+            copy(dz.z, other);
+            for (int64_t c = 0; c < channels; ++c) {
+                const T scale = dz.scale[c], right = dz.right[c], centre = dz.centre[c],
+                        offset = dz.offset[c];
+                for (int64_t y = top; y < bottom; ++y) {
+                    T* __restrict const row = inside + planes.at(c, y, 0);
+                    const T* __restrict const z = other + planes.at(c, y, 0);
+                    for (int64_t x = 0; x < planes.width; ++x)
+                        row[x] = scale * row[x] + (right * (z[x] - centre) + offset);
+                }
+            }
+        });
     }
 };
 
@@ -63,12 +95,16 @@ struct Bands {
 
 template <class T, int M, int V>
 inline void convolve_tile(const T* in, int64_t in_apart, const int64_t* offsets, int64_t terms,
-                          const T* weights, const T* start, T* out, int64_t out_plane, int64_t out_apart) {
+                          const T* weights, const T* start, bool add, T* out, int64_t out_plane,
+                          int64_t out_apart) {
     Vec<T> sums[M][V];
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) sums[m][v] = broadcast(start[m]);
+        for (int v = 0; v < V; ++v) {
+            sums[m][v] = broadcast(start[m]);
+            if (add) sums[m][v] += load(out + m * out_plane + v * out_apart);
+        }
     }
     for (int64_t t = 0; t < terms; ++t, weights += M) {
         Vec<T> pixels[V];
@@ -118,23 +154,25 @@ public:
         return Planes::make<T>(std::min(height, std::max<int64_t>(4, fit - fit % 4)), width, 0, 1);
     }
 
-    // Rows [y, y + rows) of all outputs: from the planes `in` to `out`, where lines are whole vectors.
-    void run(const T* in, int64_t y, int64_t rows, T* out, int64_t out_plane, int64_t out_row) const {
+    // Rows [y, y + rows) of all outputs: from the planes `in` to `out`, where lines are whole vectors, or
+    // added to it.
+    void run(const T* in, int64_t y, int64_t rows, bool add, T* out, int64_t out_plane,
+             int64_t out_row) const {
         constexpr int L = Lanes<T>;
         const int64_t vectors = divide_up(width_, L);
         in += planes_.at(0, y, 0);
         // A tile takes neighbours of a row, or one vector of several rows: whatever makes fewer tiles.
         if (rows * divide_up(vectors, kVectors) <= vectors * divide_up(rows, kVectors)) {
             for (int64_t row = 0; row < rows; ++row, in += planes_.row, out += out_row)
-                strip(in, L, vectors, out, out_plane, L);
+                strip(in, L, vectors, add, out, out_plane, L);
         } else {
             for (int64_t v = 0; v < vectors; ++v, in += L, out += L)
-                strip(in, planes_.row, rows, out, out_plane, out_row);
+                strip(in, planes_.row, rows, add, out, out_plane, out_row);
         }
     }
 
 private:
-    void strip(const T* in, int64_t in_apart, int64_t vectors, T* out, int64_t out_plane,
+    void strip(const T* in, int64_t in_apart, int64_t vectors, bool add, T* out, int64_t out_plane,
                int64_t out_apart) const {
         const int64_t tiles = divide_up(vectors, kVectors);
         for (int64_t tile = 0; tile < tiles; ++tile) {
@@ -145,7 +183,7 @@ private:
                     with_constant<Packed<T>::kBand>(packed_.begin(band + 1) - first, [&](auto M) {
                         convolve_tile<T, decltype(M)::value, decltype(V)::value>(
                             in + begin * in_apart, in_apart, offsets_.data(), int64_t(offsets_.size()),
-                            packed_.values(band), start_.data() + first,
+                            packed_.values(band), start_.data() + first, add,
                             out + first * out_plane + begin * out_apart, out_plane, out_apart);
                     });
                 }
@@ -161,20 +199,22 @@ private:
 };
 
 // Runs a convolution on one band of planes, writes the result to the tensor `to` (which begins at the band)
-// and shows each block of it to look(block, element strides of a plane and a row, rows).
+// or adds it, and shows each block of it to look(block, element strides of a plane and a row, rows, first
+// row).
 template <class T, class Look>
 void convolve_band(const Convolution<T>& convolution, const T* planes, int64_t outputs, int64_t rows,
-                   const Planes& block, const Tensor<T>& to, T* buffer, Look look) {
+                   const Planes& block, const Tensor<T>& to, bool add, T* buffer, Look look) {
     const bool direct = to.w == 1 && block.width % Lanes<T> == 0;
     for (int64_t y = 0; y < rows; y += block.height) {
         const int64_t count = std::min(block.height, rows - y);
         const Tensor<T> target = to.part(0, 0, y);
         if (direct) {
-            convolution.run(planes, y, count, target.data, target.c, target.h);
-            look(target.data, target.c, target.h, count);
+            convolution.run(planes, y, count, add, target.data, target.c, target.h);
+            look(target.data, target.c, target.h, count, y);
         } else {
-            convolution.run(planes, y, count, buffer, block.plane, block.row);
-            look(buffer, block.plane, block.row, count);
+            if (add) copy_rows<T, true>(target.read_only(), block, buffer, outputs, 0, count, nullptr);
+            convolution.run(planes, y, count, add, buffer, block.plane, block.row);
+            look(buffer, block.plane, block.row, count, y);
             copy_rows<T, false>(target, block, buffer, outputs, 0, count, nullptr);
         }
     }
@@ -317,7 +357,8 @@ struct Scratch {
 
     Scratch(const NarrowShape& shape, const Bands<T>& bands, bool backward) {
         const int64_t results = backward ? shape.channels : shape.outputs;
-        x = bands.elements(shape.channels);
+        // Also for what is read beside dy, which the gradient of a norm needs.
+        x = bands.elements(backward ? std::max(shape.channels, shape.outputs) : shape.channels);
         dz = backward ? bands.elements(shape.outputs) : 0;
         block = spread<T>(Convolution<T>::block(results, bands.rows, shape.width).template size<T>(results));
         thread = x + dz + block;
@@ -341,8 +382,8 @@ int64_t narrow_convolution_scratch(const NarrowShape& shape, bool backward, int 
 }
 
 template <class T>
-void narrow_convolution(const NarrowShape& shape, Tensor<const T> x, const T* kernel, const T* bias,
-                        Tensor<T> z, T* mean, T* variance, T* scratch, int threads) {
+void narrow_convolution(const NarrowShape& shape, const Source<T>& x, const T* kernel, const T* bias,
+                        Tensor<T> z, bool accumulate, T* mean, T* variance, T* scratch, int threads) {
     const Bands<T> bands = bands_of<T>(shape, false);
     const Scratch<T> sizes(shape, bands, false);
     const int64_t outputs = shape.outputs, pieces = shape.images * bands.count;
@@ -355,13 +396,13 @@ void narrow_convolution(const NarrowShape& shape, Tensor<const T> x, const T* ke
         T *const begin = cleared.of(thread, sizes.x), *const planes = begin + bands.lead;
         Moments* const sums = moments + piece * outputs;
         if (mean) std::fill_n(sums, outputs, Moments{});
-        const auto look = [&](T* values, int64_t plane, int64_t row, int64_t rows) {
+        const auto look = [&](T* values, int64_t plane, int64_t row, int64_t rows, int64_t) {
             for (int64_t o = 0; mean && o < outputs; ++o)
                 sums[o].add(moments_of(values + o * plane, row, rows, shape.width));
         };
         bands.read(x.part(image), shape.channels, band, planes);
         convolve_band(convolution, planes, outputs, bands.size(band), block,
-                      z.part(image, 0, bands.begin(band)), begin + sizes.x + sizes.dz, look);
+                      z.part(image, 0, bands.begin(band)), accumulate, begin + sizes.x + sizes.dz, look);
     });
     for (int64_t o = 0; mean && o < outputs; ++o) {
         Moments all{};
@@ -372,8 +413,9 @@ void narrow_convolution(const NarrowShape& shape, Tensor<const T> x, const T* ke
 }
 
 template <class T>
-void narrow_convolution_backward(const NarrowShape& shape, Tensor<const T> dz, Tensor<const T> x,
-                                 const T* kernel, Tensor<T> dx, T* dkernel, T* scratch, int threads) {
+void narrow_convolution_backward(const NarrowShape& shape, const NarrowGradient<T>& dz, const Source<T>& x,
+                                 const T* kernel, Tensor<T> dx, bool accumulate, T* dkernel, T* scratch,
+                                 int threads) {
     const Bands<T> bands = bands_of<T>(shape, true);
     const Scratch<T> sizes(shape, bands, true);
     const int64_t outputs = shape.outputs, channels = shape.channels, taps = shape.taps();
@@ -393,10 +435,10 @@ void narrow_convolution_backward(const NarrowShape& shape, Tensor<const T> dz, T
         const int64_t image = piece / bands.count, band = piece % bands.count, rows = bands.size(band);
         T *const begin = cleared.of(thread, sizes.x + sizes.dz), *const x_planes = begin + bands.lead;
         T *const dz_planes = x_planes + sizes.x, *const buffer = begin + sizes.x + sizes.dz;
-        bands.read(dz.part(image), outputs, band, dz_planes);
+        bands.read(dz, image, outputs, band, dz_planes, x_planes);
         if (dx.data) {
             convolve_band(convolution, dz_planes, channels, rows, block, dx.part(image, 0, bands.begin(band)),
-                          buffer, [](const T*, int64_t, int64_t, int64_t) {});
+                          accumulate, buffer, [](const T*, int64_t, int64_t, int64_t, int64_t) {});
         }
         if (dkernel) {
             bands.read(x.part(image), channels, band, x_planes);
@@ -415,12 +457,12 @@ void narrow_convolution_backward(const NarrowShape& shape, Tensor<const T> dz, T
     });
 }
 
-#define INSTANTIATE(T)                                                                                      \
-    template int64_t narrow_convolution_scratch<T>(const NarrowShape&, bool, int);                          \
-    template void narrow_convolution<T>(const NarrowShape&, Tensor<const T>, const T*, const T*, Tensor<T>, \
-                                        T*, T*, T*, int);                                                   \
-    template void narrow_convolution_backward<T>(const NarrowShape&, Tensor<const T>, Tensor<const T>,      \
-                                                 const T*, Tensor<T>, T*, T*, int);
+#define INSTANTIATE(T)                                                                                       \
+    template int64_t narrow_convolution_scratch<T>(const NarrowShape&, bool, int);                           \
+    template void narrow_convolution<T>(const NarrowShape&, const Source<T>&, const T*, const T*, Tensor<T>, \
+                                        bool, T*, T*, T*, int);                                              \
+    template void narrow_convolution_backward<T>(const NarrowShape&, const NarrowGradient<T>&,               \
+                                                 const Source<T>&, const T*, Tensor<T>, bool, T*, T*, int);
 INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE

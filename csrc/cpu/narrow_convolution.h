@@ -5,6 +5,7 @@
 // wastes nothing. Stride 1, zeros around the image, outputs of its size.
 #pragma once
 
+#include "activation.h"
 #include "planes.h"
 
 namespace srnas_fast {
@@ -21,14 +22,24 @@ struct NarrowShape {
 template <class T>
 int64_t narrow_convolution_scratch(const NarrowShape& shape, bool backward, int threads);
 
-// Null bias: zeros. Null mean: the mean and the biased variance of each output channel are not wanted.
+// z = the convolution, or z += it. Null bias: zeros. Null mean: the mean and the biased variance of each
+// output channel are not wanted; with them z is written, not added to.
 template <class T>
-void narrow_convolution(const NarrowShape& shape, Tensor<const T> x, const T* kernel, const T* bias,
-                        Tensor<T> z, T* mean, T* variance, T* scratch, int threads);
+void narrow_convolution(const NarrowShape& shape, const Source<T>& x, const T* kernel, const T* bias,
+                        Tensor<T> z, bool accumulate, T* mean, T* variance, T* scratch, int threads);
 
-// Null dx.data, null dkernel: not wanted. x is read for dkernel only.
+// The gradient that goes back through the convolution: dy itself, or (with z) scale dy + right (z - centre) +
+// offset, a number of each for every channel: what a norm behind the convolution makes of dy, never stored.
 template <class T>
-void narrow_convolution_backward(const NarrowShape& shape, Tensor<const T> dz, Tensor<const T> x,
-                                 const T* kernel, Tensor<T> dx, T* dkernel, T* scratch, int threads);
+struct NarrowGradient {
+    Tensor<const T> dy, z;
+    const T *scale, *right, *centre, *offset;
+};
+
+// dx = the gradient, or dx += it. Null dx.data, null dkernel: not wanted. x is read for dkernel only.
+template <class T>
+void narrow_convolution_backward(const NarrowShape& shape, const NarrowGradient<T>& dz, const Source<T>& x,
+                                 const T* kernel, Tensor<T> dx, bool accumulate, T* dkernel, T* scratch,
+                                 int threads);
 
 }  // namespace srnas_fast

@@ -11,13 +11,16 @@ class Packed {
 public:
     static constexpr int kBand = kVectorBytes == 64 ? 6 : 4;
 
-    Packed(const T* matrix, int64_t rows, int64_t columns) : rows_(rows), columns_(columns) {
-        values_.reserve(rows * columns);
+    Packed(const T* matrix, int64_t rows, int64_t columns)
+        : rows_(rows), columns_(columns), values_(rows * columns) {
+        T* out = values_.data();
         for (int64_t band = 0; band < bands(); ++band) {
-            for (int64_t c = 0; c < columns; ++c) {
-                for (int64_t r = begin(band); r < begin(band + 1); ++r)
-                    values_.push_back(matrix[r * columns + c]);
+            const int64_t height = begin(band + 1) - begin(band);
+            const T* const first = matrix + begin(band) * columns;
+            for (int64_t r = 0; r < height; ++r) {
+                for (int64_t c = 0; c < columns; ++c) out[c * height + r] = first[r * columns + c];
             }
+            out += height * columns;
         }
     }
     int64_t columns() const { return columns_; }

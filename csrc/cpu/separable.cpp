@@ -75,13 +75,27 @@ struct Scratch {
 };
 
 // Copies one image into planes (in) or back, by all `inner` threads; line(worker) is room for a row.
+template <class T, class Line, class Copy>
+void by_rows(const Planes& planes, Line line, int inner, int thread, Copy copy) {
+    constexpr int64_t kRows = 16;
+    for_pieces(divide_up(planes.height, kRows), inner, thread, [&](int64_t piece, int worker) {
+        copy(piece * kRows, std::min(planes.height, (piece + 1) * kRows), line(worker));
+    });
+}
+
 template <class T, bool in, class Line>
 void copy_image(const Tensor<Outside<T, in>>& outside, const Planes& planes, T* inside, int64_t channels,
                 Line line, int inner, int thread) {
-    constexpr int64_t kRows = 16;
-    for_pieces(divide_up(planes.height, kRows), inner, thread, [&](int64_t piece, int worker) {
-        const int64_t end = std::min(planes.height, (piece + 1) * kRows);
-        copy_rows<T, in>(outside, planes, inside, channels, piece * kRows, end, line(worker));
+    by_rows<T>(planes, line, inner, thread, [&](int64_t begin, int64_t end, T* row) {
+        copy_rows<T, in>(outside, planes, inside, channels, begin, end, row);
+    });
+}
+
+template <class T, class Line>
+void read_image(const Source<T>& outside, const Planes& planes, T* inside, int64_t channels, Line line,
+                int inner, int thread) {
+    by_rows<T>(planes, line, inner, thread, [&](int64_t begin, int64_t end, T* row) {
+        read_rows(outside, planes, inside, channels, begin, end, row);
     });
 }
 
@@ -160,7 +174,7 @@ int64_t separable_sum_scratch(const DepthwiseShape& shape, int64_t outputs, int 
 }
 
 template <class T>
-void separable_sum(const DepthwiseShape& shape, Tensor<const T> x, const std::vector<const T*>& depthwise,
+void separable_sum(const DepthwiseShape& shape, const Source<T>& x, const std::vector<const T*>& depthwise,
                    const std::vector<const T*>& pointwise, const T* shift, const T* centres, int64_t outputs,
                    Tensor<T> y, bool accumulate, T* scratch, int threads) {
     const Separable<T> s(shape, depthwise, outputs);
@@ -171,7 +185,7 @@ void separable_sum(const DepthwiseShape& shape, Tensor<const T> x, const std::ve
     Cleared<T> images = at.images_in(scratch);
     for_images(0, shape.images, threads, [&](int64_t image, int thread, int inner) {
         T* const planes = images.of(thread, at.planes);
-        copy_image<T, true>(x.part(image), s.x, planes, s.channels, line, inner, thread);
+        read_image(x.part(image), s.x, planes, s.channels, line, inner, thread);
         for_pieces(s.blocks.count, inner, thread, [&](int64_t block, int worker) {
             T *const d = at.worker_in(scratch, worker) + at.d, *const sum = d - at.d + at.y;
             const int64_t pixels = s.pixels(block);
@@ -268,8 +282,9 @@ int64_t separable_moments_scratch(const DepthwiseShape& shape, int threads) {
 }
 
 template <class T>
-void separable_moments(const DepthwiseShape& shape, Tensor<const T> x, const std::vector<const T*>& depthwise,
-                       T* means, T* covariances, T* scratch, int threads) {
+void separable_moments(const DepthwiseShape& shape, const Source<T>& x,
+                       const std::vector<const T*>& depthwise, T* means, T* covariances, T* scratch,
+                       int threads) {
     const Separable<T> s(shape, depthwise, 0);
     const MomentsScratch<T> at(s, threads);
     const int64_t channels = s.channels, count = shape.count(), held = wave(shape.images, threads);
@@ -285,7 +300,7 @@ void separable_moments(const DepthwiseShape& shape, Tensor<const T> x, const std
         const int64_t end = std::min(shape.images, begin + held);
         for_images(begin, end, threads, [&](int64_t image, int thread, int inner) {
             T *const planes = images.of(thread, at.planes), *const bands = planes + at.bands;
-            copy_image<T, true>(x.part(image), s.x, planes, channels, line, inner, thread);
+            read_image(x.part(image), s.x, planes, channels, line, inner, thread);
             for (int64_t k = 0; k < count; ++k) {
                 for_pieces(s.blocks.bands, inner, thread, [&](int64_t band, int worker) {
                     T *const d = at.worker_in(scratch, worker) + at.d, *const block_set = d - at.d + at.block;
@@ -420,8 +435,7 @@ void separable_gradient(const DepthwiseShape& shape, const GradientInput<T>& in,
             T *const x = planes + at.x_at, *const dd = planes + at.dd_at;
             T *const dx = planes + at.dx_at, *const dy = planes + at.dy_at;
             double* const bands = doubles(planes + at.bands);
-            if (want_d || want_depthwise)
-                copy_image<T, true>(in.x.part(image), s.x, x, channels, line, inner, thread);
+            if (want_d || want_depthwise) read_image(in.x.part(image), s.x, x, channels, line, inner, thread);
             if (in.dy.data) copy_image<T, true>(in.dy.part(image), at.dy, dy, outputs, line, inner, thread);
             if (want_x && out.accumulate) {
                 copy_image<T, true>(out.dx.part(image).read_only(), at.dx, dx, channels, line, inner, thread);
@@ -491,16 +505,16 @@ void separable_gradient(const DepthwiseShape& shape, const GradientInput<T>& in,
     if (out.dysum) std::copy_n(dysum.data(), outputs, out.dysum);
 }
 
-#define INSTANTIATE(T)                                                                                       \
-    template int64_t separable_sum_scratch<T>(const DepthwiseShape&, int64_t, int);                          \
-    template int64_t separable_moments_scratch<T>(const DepthwiseShape&, int);                               \
-    template int64_t separable_gradient_scratch<T>(const DepthwiseShape&, int64_t, int);                     \
-    template void separable_sum<T>(const DepthwiseShape&, Tensor<const T>, const std::vector<const T*>&,     \
-                                   const std::vector<const T*>&, const T*, const T*, int64_t, Tensor<T>,     \
-                                   bool, T*, int);                                                           \
-    template void separable_moments<T>(const DepthwiseShape&, Tensor<const T>, const std::vector<const T*>&, \
-                                       T*, T*, T*, int);                                                     \
-    template void separable_gradient<T>(const DepthwiseShape&, const GradientInput<T>&,                      \
+#define INSTANTIATE(T)                                                                                    \
+    template int64_t separable_sum_scratch<T>(const DepthwiseShape&, int64_t, int);                       \
+    template int64_t separable_moments_scratch<T>(const DepthwiseShape&, int);                            \
+    template int64_t separable_gradient_scratch<T>(const DepthwiseShape&, int64_t, int);                  \
+    template void separable_sum<T>(const DepthwiseShape&, const Source<T>&, const std::vector<const T*>&, \
+                                   const std::vector<const T*>&, const T*, const T*, int64_t, Tensor<T>,  \
+                                   bool, T*, int);                                                        \
+    template void separable_moments<T>(const DepthwiseShape&, const Source<T>&,                           \
+                                       const std::vector<const T*>&, T*, T*, T*, int);                    \
+    template void separable_gradient<T>(const DepthwiseShape&, const GradientInput<T>&,                   \
                                         const GradientOutput<T>&, T*, int);
 INSTANTIATE(float)
 INSTANTIATE(double)

@@ -2,6 +2,7 @@
 // gradients. The depthwise outputs d_k are made a few rows at a time, in the cache, wherever they are needed.
 #pragma once
 
+#include "activation.h"
 #include "multi_depthwise.h"
 
 namespace srnas_fast {
@@ -18,19 +19,21 @@ int64_t separable_gradient_scratch(const DepthwiseShape& shape, int64_t outputs,
 // y = shift + sum_k pointwise[k] (d_k - centres_k), or y += that. pointwise: (O, C) each, shift: (O) or null,
 // centres: (K, C) or null.
 template <class T>
-void separable_sum(const DepthwiseShape& shape, Tensor<const T> x, const std::vector<const T*>& depthwise,
+void separable_sum(const DepthwiseShape& shape, const Source<T>& x, const std::vector<const T*>& depthwise,
                    const std::vector<const T*>& pointwise, const T* shift, const T* centres, int64_t outputs,
                    Tensor<T> y, bool accumulate, T* scratch, int threads);
 
 // means (K, C) and biased covariances (K, C, C) of the d_k over all pixels.
 template <class T>
-void separable_moments(const DepthwiseShape& shape, Tensor<const T> x, const std::vector<const T*>& depthwise,
-                       T* means, T* covariances, T* scratch, int threads);
+void separable_moments(const DepthwiseShape& shape, const Source<T>& x,
+                       const std::vector<const T*>& depthwise, T* means, T* covariances, T* scratch,
+                       int threads);
 
 // What the gradient starts from: dd_k = left[k] dy + right[k] (d_k - centres_k) + offsets_k.
 template <class T>
 struct GradientInput {
-    Tensor<const T> x, dy;              // dy: null data for none
+    Source<T> x;
+    Tensor<const T> dy;                 // null data for none
     int64_t outputs;                    // channels of dy
     std::vector<const T*> depthwise;    // (C, k, k) each
     std::vector<const T*> left, right;  // (C, O) and (C, C) each; empty for none

@@ -1,7 +1,27 @@
 """What the tests of this room share."""
 
+import os
+
 import pytest
 from torch import nn
+
+from srnas_fast.mixed import program
+
+# Everything here is computed by programs where they serve; with this variable set, by the branches beside them.
+BRANCHES = "SRNAS_FAST_TEST_BRANCHES"
+
+
+@pytest.fixture(autouse=True)
+def engine(monkeypatch):
+    """Which of the two ways to compute a mixed operation the tests look at."""
+    if os.environ.get(BRANCHES):
+        monkeypatch.setattr(program, "enabled", False)
+
+
+@pytest.fixture
+def branches(monkeypatch):
+    """For tests of how the branches compute, whatever the others look at."""
+    monkeypatch.setattr(program, "enabled", False)
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ from srnas_fast.mixed import Form, register_form, restore
 
 C = 4
 
+OURS = ("ProgramSumBackward", "MixedSumBackward")  # the graph nodes of a mixed operation
+
 
 def candidates():
     return [
@@ -579,7 +581,7 @@ def test_a_setting_that_changes_brings_the_own_forward_back(name, value):
             setattr(each, name, changed)
         assert_same(results(twin, *example_of(twin)), results(module, *example_of(module)))
     twin.drops.append(1)  # in place, too
-    assert twin(*example_of(twin)).grad_fn.name() != "MixedSumBackward"
+    assert twin(*example_of(twin)).grad_fn.name() not in OURS
 
 
 def test_the_index_is_the_attribute_that_moves_the_row():
@@ -598,7 +600,7 @@ def test_the_index_is_the_attribute_that_moves_the_row():
         assert_same(results(twin, *example_of(twin)), results(module, *example_of(module)))
         with LiveMemory() as memory:
             y = twin(*example_of(twin))
-        assert y.grad_fn.name() == "MixedSumBackward" and memory.peak
+        assert y.grad_fn.name() in OURS and memory.peak
 
 
 def test_a_forward_that_is_patched_later_is_the_one_that_runs(monkeypatch):
@@ -686,7 +688,7 @@ def test_modules_that_are_made_anew_run_their_own_forward():
     assert accelerate(module).replaced == [""]
     x, weights = example_of(module, torch.float32)
     for made in (type(module)(), copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-        assert made(x, weights).grad_fn.name() != "MixedSumBackward"
+        assert made(x, weights).grad_fn.name() not in OURS
     assert torch.allclose(copy.deepcopy(module)(x, weights), module(x, weights), atol=1e-5)
     restore(module)
     assert type(module) is CopiesItself

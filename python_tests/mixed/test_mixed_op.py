@@ -134,7 +134,7 @@ def test_gradients_nobody_needs_are_not_computed():
     assert [len(o.calls) for o in ops] == [1, 2]
 
 
-def test_frozen_convolution_gets_no_weight_gradient():
+def test_frozen_convolution_gets_no_weight_gradient(branches):
     """Counted where it is done: the convolution's backward is asked for dx alone, unless a weight needs the other."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -597,7 +597,7 @@ def test_a_pickled_module_is_planned_where_it_is_loaded():
     op = MixedOp(fused()[:-1])
     op.describe()
     again = pickle.loads(pickle.dumps(op))
-    assert again._plan is None and again.describe() == op.describe()
+    assert again._prepared is None and again.describe() == op.describe()
 
 
 @pytest.mark.parametrize("partial", [1, 2])

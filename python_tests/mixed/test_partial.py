@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from srnas_fast import MixedOp
 from srnas_fast.errors import InputError
 from srnas_fast.metrics import LiveMemory
-from srnas_fast.mixed import PartialChannels, PlainMixedOp, Zero, edge_normalise
+from srnas_fast.mixed import PartialChannels, PlainMixedOp, Zero, edge_normalise, program
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -234,7 +234,8 @@ def test_no_slice_is_copied_and_nothing_concatenated(layout):
     part = x[:, :4]
     with Copies() as copies:
         ours(x, torch.rand(6, requires_grad=True)).sum().backward()
-    assert copies.seen == ["copy_"]  # the candidates' part of dx, to its place
+    # In branches the candidates' part of dx, to its place; a program writes it there.
+    assert copies.seen == ([] if program.enabled else ["copy_"])
 
 
 def test_meta_device():

@@ -13,7 +13,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from srnas_fast.errors import InputError
 from srnas_fast.mixed.layers import Sine, Zero
-from srnas_fast.mixed.patterns import layers_of, recognise, register_pattern
+from srnas_fast.mixed.patterns import recognise
+from srnas_fast.mixed.unfold import layers_of, register_pattern
 from srnas_fast.spaces.hinas.operations import CANDIDATES
 
 C = 4

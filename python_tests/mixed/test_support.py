@@ -179,7 +179,7 @@ class Convolutions(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("merge", [True, False])
-def test_the_merged_kernel_shrinks_to_the_largest_live_size(merge):
+def test_the_merged_kernel_shrinks_to_the_largest_live_size(merge, branches):
     op = MixedOp(map(conv, DENSE), merge=merge)
     x = torch.randn(2, CHANNELS, 9, 8, requires_grad=True)
     weights = torch.ones(len(DENSE), requires_grad=True)

@@ -90,7 +90,7 @@ def recipe(name: str, sources: Path, flags: tuple[str, ...] = FLAGS) -> Recipe:
     if sys.platform != "linux":
         raise Unavailable("the C++ kernels are built on Linux only in this version", "use Linux")
     compiler, compiler_version = find_compiler()
-    folders = (sources, sources / "cpu")
+    folders = (sources, sources / "program", sources / "cpu")
     libraries = link_flags(compiler_version)
 
     def job(folder: Path) -> Job:

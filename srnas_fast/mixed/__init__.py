@@ -5,8 +5,8 @@ from srnas_fast.mixed.forms import Form, register_form
 from srnas_fast.mixed.layers import Sine, Zero
 from srnas_fast.mixed.mixed_op import MixedOp
 from srnas_fast.mixed.partial import PartialChannels, edge_normalise
-from srnas_fast.mixed.patterns import register_pattern
 from srnas_fast.mixed.plain import PlainMixedOp
+from srnas_fast.mixed.unfold import register_pattern
 
 __all__ = [
     "Form",

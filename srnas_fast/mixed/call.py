@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from srnas_fast.mixed.norm import AffineGradients, MapParameters
-from srnas_fast.mixed.patterns import Stage
+from srnas_fast.mixed.stage import Stage
 
 
 class Slots(NamedTuple):

@@ -6,7 +6,7 @@ from torch import Tensor
 from srnas_fast.mixed.call import Call, Member, Return
 from srnas_fast.mixed.norm import fold, unfold, uses_batch
 from srnas_fast.mixed.normed import NormedConvolution, accumulate, convolution_backward, convolve, plus
-from srnas_fast.mixed.patterns import Stage
+from srnas_fast.mixed.stage import Stage
 from srnas_fast.primitives import merge_kernels
 from srnas_fast.primitives.merge_kernels import taps_of
 

@@ -1,18 +1,19 @@
 """``MixedOp``: the module that stands in for ``sum(w * op(x) for w, op in zip(weights, ops))``."""
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from srnas_fast.errors import InputError
-from srnas_fast.mixed.mixed_sum import MixedSum
+from srnas_fast.mixed.mixed_sum import MixedSum, ProgramSum, kinds_of
 from srnas_fast.mixed.opaque import Opaque, places_of
-from srnas_fast.mixed.partial import first_channels
 from srnas_fast.mixed.plain import PlainMixedOp
-from srnas_fast.mixed.plan import Plan, describe, plan
-from srnas_fast.primitives.direct import has_values
+from srnas_fast.mixed.plan import Plan, describe
+from srnas_fast.mixed.prepared import Prepared
+from srnas_fast.primitives.direct import autocast_is_on, has_values
 
 
 class MixedOp(PlainMixedOp):
@@ -76,7 +77,7 @@ class MixedOp(PlainMixedOp):
     def __init__(self, ops: Iterable[nn.Module], merge: bool = True, partial: int = 1):
         super().__init__(ops, partial)
         self.merge = merge
-        self._plan: Plan | None = None
+        self._prepared: Prepared | None = None
         if not self.ops:
             raise InputError("MixedOp got no candidate operations; give a list of at least one nn.Module")
         if any(isinstance(module, torch.jit.ScriptModule) for module in self.ops.modules()):
@@ -89,26 +90,34 @@ class MixedOp(PlainMixedOp):
         support: Tensor | Sequence[bool] | None = None,
         edge_weight: Tensor | None = None,
     ) -> Tensor:
-        count = len(self.ops)
-        if not isinstance(weights, Tensor) or weights.shape != (count,) or not weights.is_floating_point():
+        prepared = self._prepare()
+        if not isinstance(weights, Tensor) or weights.shape != (prepared.count,) or not weights.is_floating_point():
             given = f"{weights.dtype} {tuple(weights.shape)}" if isinstance(weights, Tensor) else repr(weights)
             raise InputError(
-                f"MixedOp weights are {given}; its {count} candidates take one floating-point tensor of shape "
-                f"({count},), such as logits.softmax(-1)[edge]"
+                f"MixedOp weights are {given}; its {prepared.count} candidates take one floating-point tensor of shape "
+                f"({prepared.count},), such as logits.softmax(-1)[edge]"
             )
-        if getattr(self, "_is_replica", False):  # of nn.DataParallel: what it holds are no parameters
+        if "_is_replica" in self.__dict__:  # of nn.DataParallel: what it holds are no parameters
             return super().forward(x, weights, support, edge_weight)
+        scale = None if self.partial == 1 else edge_weight  # of what passes by; the candidates' share is in weights
+        if edge_weight is not None:
+            _check_edge_weight(edge_weight)
+            weights = weights * edge_weight
+        made, live = prepared.plan, prepared.all if support is None else _live(support, prepared.count)
+        takes, share = prepared.takes(x, self.partial), None
+        if takes:
+            share, alone = prepared.share(x, live, self.partial)
+            if alone:
+                kind = reduce(torch.promote_types, kinds_of(made, live, x)) if autocast_is_on(x) else x.dtype
+                return ProgramSum.apply(share, live, kind, x, weights, scale, *prepared.parameters)
         if _visible(weights) and weights.isnan().any():
             raise InputError(
                 f"MixedOp weights hold NaN: {weights.tolist()}; the run has diverged, so lower the "
                 "learning rates or look for the first NaN in the loss"
             )
-        if edge_weight is not None:
-            _check_edge_weight(edge_weight)
-            weights = weights * edge_weight
-        made = self._plan_for(first_channels(x.detach(), self.partial))
-        alive = _live(support, count)
-        parameters = [module._parameters[name] for module, name in made.places]
+        parameters = list(prepared.parameters) if takes else []
+        if not takes:
+            made = Plan(made.recognised, opaque=sorted(prepared.all))
         places = {}
         for k in made.opaque:
             named = places_of(self.ops[k], "_parameters")
@@ -116,9 +125,8 @@ class MixedOp(PlainMixedOp):
             parameters += named.values()
         if any(map(is_lazy, parameters)):
             raise InputError("MixedOp candidates hold lazy parameters; run each candidate on an input once before")
-        opaque = Opaque(self.ops, [k for k in made.opaque if k in alive], places)
-        scale = None if self.partial == 1 else edge_weight  # of what passes by; the candidates' share is in weights
-        return MixedSum.apply(made, opaque, alive, self.partial, x, weights, scale, *parameters)
+        opaque = Opaque(self.ops, [k for k in made.opaque if k in live], places)
+        return MixedSum.apply(made, opaque, live, self.partial, share, x, weights, scale, *parameters)
 
     def describe(self) -> str:
         """The plan, one line per candidate: its branch, what it keeps for the backward pass, and why.
@@ -130,26 +138,20 @@ class MixedOp(PlainMixedOp):
         1  Conv2d     dense, merged with 0  x      nothing         dense 1x1 with bias
         2  Identity   identity              x      nothing         identity
         """
-        table = describe(self._planned(), self.ops)
+        table = describe(self._prepare().plan, self.ops)
         if self.partial == 1:
             return table
         return f"{table}\npartial channels: x is the first 1/{self.partial} of the channels, the others pass by"
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_plan": None}  # a copy is planned anew
+        return self.__dict__ | {"_prepared": None}  # a copy is prepared anew
 
-    def _planned(self) -> Plan:
-        """The plan, made anew where hooks, replaced submodules or other settings changed what a candidate is."""
-        if self._plan is None or not self._plan.holds(self.ops, self.merge):
-            self._plan = plan(self.ops, self.merge)
-        return self._plan
-
-    def _plan_for(self, x: Tensor) -> Plan:
-        """The plan; where x is not what the fused branches take, one in which every candidate is opaque."""
-        made = self._planned()
-        if len(made.opaque) == len(self.ops) or made.takes(x):
-            return made
-        return Plan(made.recognised, opaque=list(range(len(self.ops))))
+    def _prepare(self) -> Prepared:
+        """What is known of the candidates, found anew where hooks, replaced submodules or settings changed them."""
+        held, ops = self._prepared, self._modules["ops"]
+        if held is None or not held.holds(ops, self.merge):
+            self._prepared = held = Prepared(ops, self.merge)
+        return held
 
 
 def _visible(weights: Tensor) -> bool:

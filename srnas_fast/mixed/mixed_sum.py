@@ -1,5 +1,6 @@
 """The autograd function under ``MixedOp``: runs a plan forward, and backward from the input alone."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 
@@ -13,13 +14,49 @@ from srnas_fast.mixed.normed import accumulate
 from srnas_fast.mixed.opaque import Opaque, autocast_of, channels_last
 from srnas_fast.mixed.partial import first_channels
 from srnas_fast.mixed.plan import Plan
+from srnas_fast.mixed.prepared import Share
 from srnas_fast.primitives import shuffle_concat, shuffle_concat_backward, weighted_sum_backward
 from srnas_fast.primitives.direct import autocast_is_on
+from srnas_fast.primitives.images import wide
 from srnas_fast.primitives.narrow_convolution import serves
 
 
+class ProgramSum(torch.autograd.Function):
+    """``sum_k weights[k] * ops[k](x)`` over the live candidates, all of which a program serves: one call each way."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        share: Share,
+        live: frozenset[int],
+        kind: torch.dtype,
+        x: Tensor,
+        weights: Tensor,
+        scale: Tensor | None,
+        *parameters: Tensor,
+    ):
+        ctx.share, ctx.live = share, live
+        ctx.save_for_backward(x, weights, scale, *parameters)
+        y, ctx.kept = share.forward(x.to(wide(x)), weights, scale, parameters, live)
+        return y.to(kind)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor):
+        _refuse_second_order()
+        x, weights, scale, *parameters = ctx.saved_tensors
+        share, live, wanted = ctx.share, ctx.live, ctx.needs_input_grad[3:]
+        dtype = wide(x)
+        found = share.backward(dy.to(dtype), x.to(dtype), weights, scale, parameters, ctx.kept, live, wanted)
+        if found[0] is not None:
+            found[0] = found[0].to(x.dtype)
+        if len(live) < len(share.slots):
+            _zeros_of_dead(share.slots, live, parameters, wanted[3:], found, first=3)
+        return None, None, None, *found
+
+
 class MixedSum(torch.autograd.Function):
-    """``sum_k weights[k] * ops[k](x)`` over the live candidates; saves ``x``, ``weights`` and no activation.
+    """The same where other candidates are among them: what a program serves is computed by it, the rest in branches
+    beside it, opaque candidates last. Saves ``x``, ``weights`` and no activation.
 
     With ``partial`` above 1 the candidates see the first ``1 / partial`` of the channels of x, and the others pass by,
     times ``scale``: the mixed sum is written between them.
@@ -35,40 +72,28 @@ class MixedSum(torch.autograd.Function):
         opaque: Opaque,
         live: frozenset[int],
         partial: int,
+        share: Share | None,
         whole: Tensor,
         weights: Tensor,
         scale: Tensor | None,
         *parameters: Tensor,
     ):
+        ctx.plan, ctx.opaque, ctx.live, ctx.partial, ctx.share = plan, opaque, live, partial, share
+        ctx.save_for_backward(whole, weights, scale, *parameters)
         x = first_channels(whole, partial)
         _check_shapes(plan, live, x)
-        autocast = autocast_of(x)
-        ctx.plan, ctx.opaque, ctx.partial, ctx.layout = plan, opaque, partial, _inner_layout(plan, live, x)
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        lowered = autocast["enabled"] and x.dtype != torch.float64
-        conv_dtype = autocast["dtype"] if lowered else x.dtype
-        call = ctx.call = Call(live, weights.to(dtype), parameters, dtype, conv_dtype)
-        # The types that plain autograd would add up; pools, identity and zero keep that of x.
-        fused = [plan.recognised[k] for k in live.difference(plan.opaque)]
-        kinds = [conv_dtype if r.stages and r.kind != "pool" else x.dtype for r in fused]
+        dtype, autocast = wide(x), autocast_of(x)
+        served = frozenset() if share is None else live & share.candidates
+        ctx.layout = _inner_layout(plan, live - served, x)
+        call = ctx.call = Call(live - served, weights.to(dtype), parameters, dtype, _conv_dtype(x))
         y = None
         with _without_autocast(x):
-            for group in plan.groups:
-                if live.isdisjoint(group.candidates):
-                    continue
-                a = _inner(activate(group.activation, x.to(dtype), call.read(group.slot)), ctx.layout)
-                for branch in group.branches:
-                    y = branch.forward(call, a, y)
-                del a
-            for k in live.intersection(plan.identity):
-                y = accumulate(y, call.weights[k : k + 1], x.to(dtype))
-            if y is None and fused:  # all of them are zero
-                stride = fused[0].stride
-                y = torch.zeros_like(x[:, :, ::stride, ::stride], dtype=dtype)
+            if served:
+                y, ctx.kept = share.forward(x.to(dtype), weights, None, parameters[: len(plan.places)], served)
+            y = _branches_forward(plan, call, x, y, ctx.layout)
         y, found = opaque.forward(y, x, weights, autocast)
-        call.parameters = ()  # they are saved below, where autograd watches them
-        ctx.save_for_backward(whole, weights, scale, *parameters)
-        kind = reduce(torch.promote_types, [*kinds, *found])
+        call.parameters = ()  # they are saved where autograd watches them
+        kind = reduce(torch.promote_types, [*kinds_of(plan, live, x), *found])
         if partial == 1:
             return _outer(y, kind, whole)
         if y.shape[1] != x.shape[1]:
@@ -81,14 +106,10 @@ class MixedSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dout: Tensor):
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "MixedOp has first-order gradients only: its backward pass recomputes the candidates and keeps no "
-                "graph, so create_graph=True cannot work; use srnas_fast.mixed.PlainMixedOp for second order"
-            )
+        _refuse_second_order()
         whole, weights, scale, *parameters = ctx.saved_tensors
-        x_wanted, weights_wanted, scale_wanted, *wanted = ctx.needs_input_grad[4:]
-        plan, call, x = ctx.plan, ctx.call, first_channels(whole, ctx.partial)
+        x_wanted, weights_wanted, scale_wanted, *wanted = ctx.needs_input_grad[5:]
+        plan, share, call, x = ctx.plan, ctx.share, ctx.call, first_channels(whole, ctx.partial)
         dy, dwhole, dscale = dout, None, None
         if ctx.partial > 1:
             dy, dwhole, dscale = shuffle_concat_backward(dout, whole, ctx.partial, scale, x_wanted, scale_wanted)
@@ -100,19 +121,84 @@ class MixedSum(torch.autograd.Function):
         with _without_autocast(x):
             if not call.live.issubset(plan.opaque):
                 dx = _fused_backward(plan, returned, x, _inner(dy.to(call.dtype), ctx.layout), ctx.layout)
+            if served := ctx.live - call.live:
+                part, dweights, _, *found = share.backward(
+                    dy.to(call.dtype), x.to(call.dtype), weights, None, parameters, ctx.kept, served,
+                    [x_wanted, weights_wanted, False, *wanted],
+                )  # fmt: skip
+                dx = part if dx is None else dx.add_(part)
+                returned.found = [a if b is None else b for a, b in zip(returned.found, found, strict=True)]
+                if weights_wanted:
+                    returned.dweights += dweights
         dx = ctx.opaque.backward(returned, dx, dy, x, weights)
-        for k in set(range(len(plan.recognised))) - call.live:
-            # Zeros, not None: with weight zero these parameters are in use, so that decay and momentum act.
-            for slot in [*plan.slots.get(k, ()), *ctx.opaque.places.get(k, {}).values()]:
-                if wanted[slot] and returned.found[slot] is None:
-                    returned.found[slot] = torch.zeros_like(parameters[slot])
+        slots = {
+            k: [*plan.slots.get(k, ()), *ctx.opaque.places.get(k, {}).values()] for k in range(len(plan.recognised))
+        }
+        _zeros_of_dead(slots, ctx.live, parameters, wanted, returned.found)
         dweights = None if returned.dweights is None else returned.dweights.to(weights.dtype)
         if ctx.partial == 1:
             dwhole = None if dx is None else _outer(dx, x.dtype, x)
         elif x_wanted and dx is not None:
             first_channels(dwhole, ctx.partial).copy_(dx)
         rest = (dwhole if x_wanted else None, dweights, dscale if scale_wanted else None)
-        return None, None, None, None, *rest, *returned.found
+        return None, None, None, None, None, *rest, *returned.found
+
+
+def _refuse_second_order() -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "MixedOp has first-order gradients only: its backward pass recomputes the candidates and keeps no "
+            "graph, so create_graph=True cannot work; use srnas_fast.mixed.PlainMixedOp for second order"
+        )
+
+
+def _zeros_of_dead(
+    slots: dict[int, list[int]],
+    live: frozenset[int],
+    parameters: Sequence[Tensor],
+    wanted: Sequence[bool],
+    found: list[Tensor | None],
+    first: int = 0,
+) -> None:
+    """Zeros, not None: with weight zero these parameters are in use, so that decay and momentum act."""
+    for slot in (slot for k in slots.keys() - live for slot in slots[k]):
+        if wanted[slot] and found[first + slot] is None:
+            found[first + slot] = torch.zeros_like(parameters[slot])
+
+
+def _conv_dtype(x: Tensor) -> torch.dtype:
+    """What plain convolutions would compute in: autocast's type, where it is on."""
+    lowered = autocast_is_on(x) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(x.device.type) if lowered else x.dtype
+
+
+def kinds_of(plan: Plan, live: frozenset[int], x: Tensor) -> list[torch.dtype]:
+    """The types that plain autograd would add up, of all but opaque candidates; pools, identity and zero keep that of
+    x."""
+    fused = [plan.recognised[k] for k in live.difference(plan.opaque)]
+    conv_dtype = _conv_dtype(x)
+    return [conv_dtype if r.stages and r.kind != "pool" else x.dtype for r in fused]
+
+
+def _branches_forward(
+    plan: Plan, call: Call, x: Tensor, y: Tensor | None, layout: torch.memory_format | None
+) -> Tensor | None:
+    """y + the weighted sum of the live candidates that are not opaque."""
+    live = call.live
+    for group in plan.groups:
+        if live.isdisjoint(group.candidates):
+            continue
+        a = _inner(activate(group.activation, x.to(call.dtype), call.read(group.slot)), layout)
+        for branch in group.branches:
+            y = branch.forward(call, a, y)
+        del a
+    for k in live.intersection(plan.identity):
+        y = accumulate(y, call.weights[k : k + 1], x.to(call.dtype))
+    fused = live.difference(plan.opaque)
+    if y is None and fused:  # all of them are zero
+        stride = plan.recognised[min(fused)].stride
+        y = torch.zeros_like(x[:, :, ::stride, ::stride], dtype=call.dtype)
+    return y
 
 
 def _fused_backward(

@@ -9,6 +9,7 @@ on C x C numbers.
 """
 
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,14 @@ def uses_batch(norm: nn.BatchNorm2d | None) -> bool:
     return norm is not None and (norm.training or (norm.running_mean is None and norm.running_var is None))
 
 
+def refuse_one_pixel(norm: nn.BatchNorm2d) -> NoReturn:
+    """Raises ValueError: a batch of one pixel has no variance; torch's own words."""
+    raise ValueError(
+        f"Expected more than 1 value per channel when training, got a batch of one pixel for {norm}; "
+        "use larger patches or batches, or eval mode"
+    )
+
+
 def move_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, pixels: int) -> None:
     """Move the running statistics towards those of a batch, as the norm itself would; ``variance`` is the biased one.
 
@@ -26,10 +35,7 @@ def move_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, pixels
         ValueError: a batch of one pixel, which has no variance; torch's own words.
     """
     if pixels == 1:
-        raise ValueError(
-            f"Expected more than 1 value per channel when training, got a batch of one pixel for {norm}; "
-            "use larger patches or batches, or eval mode"
-        )
+        refuse_one_pixel(norm)
     if not (norm.training and norm.track_running_stats) or norm.running_mean is None:
         return
     share = norm.momentum

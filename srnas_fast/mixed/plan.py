@@ -10,9 +10,10 @@ from srnas_fast.mixed.activation import shared_by
 from srnas_fast.mixed.call import Member, Slots
 from srnas_fast.mixed.dense import Dense
 from srnas_fast.mixed.norm import uses_batch
-from srnas_fast.mixed.patterns import Recognised, Stage, recognise
+from srnas_fast.mixed.patterns import Recognised, recognise
 from srnas_fast.mixed.pooled import Pool
 from srnas_fast.mixed.separable import Separable, TwoStage
+from srnas_fast.mixed.stage import Stage
 from srnas_fast.primitives.direct import autocast_is_on
 
 
@@ -33,7 +34,7 @@ class Plan:
 
     Attributes:
         places: (module, parameter name) for each slot.
-        slots: for each fused candidate its slots.
+        slots: for each fused candidate its slots. members: its stages.
         groups: convolutions by activation. ``identity``, ``zero``, ``opaque``: candidates by number.
     """
 
@@ -41,6 +42,7 @@ class Plan:
     merge: bool = True
     places: list[tuple[nn.Module, str]] = field(default_factory=list)
     slots: dict[int, list[int]] = field(default_factory=dict)
+    members: dict[int, list[Member]] = field(default_factory=dict)
     groups: list[Group] = field(default_factory=list)
     identity: list[int] = field(default_factory=list)
     zero: list[int] = field(default_factory=list)
@@ -99,6 +101,7 @@ def plan(ops: Sequence[nn.Module], merge: bool) -> Plan:
             getattr(made, candidate.kind).append(k)
             continue
         members = [Member(k, _fixed(stage), _slots(stage, made, k)) for stage in candidate.stages]
+        made.members[k] = members
         first = members[0]
         key = shared_by(first.stage.activation)
         group = groups.setdefault(key, Group(first.stage.activation, first.slots.activation))

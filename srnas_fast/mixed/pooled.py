@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from srnas_fast.mixed.call import Call, Member, Return
 from srnas_fast.mixed.normed import add_normed, normed_gradient, plus
-from srnas_fast.mixed.patterns import Stage
+from srnas_fast.mixed.stage import Stage
 from srnas_fast.primitives import pool, pool_backward
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from srnas_fast.mixed.activation import activate, activation_gradient, result_suffices
 from srnas_fast.mixed.call import Call, Member, Return
 from srnas_fast.mixed.norm import Affine, fold, unfold, uses_batch
-from srnas_fast.mixed.patterns import Stage
+from srnas_fast.mixed.stage import Stage
 from srnas_fast.primitives import (
     separable_gradient,
     separable_gradient_,

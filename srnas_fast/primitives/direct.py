@@ -29,14 +29,13 @@ def has_values(tensor: torch.Tensor) -> bool:
     )
 
 
-def call(op: torch.library.CustomOpDef, first: torch.Tensor | Sequence[torch.Tensor], *rest, mutates: bool = False):
-    """``op(first, *rest)``; where nothing would see the difference, by a call of the Python function behind it.
+def watched(tensor: torch.Tensor) -> bool:
+    """Whether something would see the difference between a custom op and the Python function behind it.
 
-    What would see it: a graph that is recorded, autocast, dispatch modes (counters, fake tensors), function transforms,
-    the profiler, compilers, tensors of other classes. ``mutates``: the op writes to ``first``, and autograd is told so.
+    What would: a graph that is recorded, autocast, dispatch modes (counters, fake tensors), function transforms, the
+    profiler, compilers, tensors of other classes.
     """
-    tensor = first if isinstance(first, torch.Tensor) else first[0]
-    watched = (
+    return (
         torch.is_grad_enabled()
         or type(tensor) not in (torch.Tensor, torch.nn.Parameter)
         or autocast_is_on(tensor)
@@ -45,7 +44,14 @@ def call(op: torch.library.CustomOpDef, first: torch.Tensor | Sequence[torch.Ten
         or torch.autograd.profiler._is_profiler_enabled
         or torch.compiler.is_compiling()
     )
-    if watched:
+
+
+def call(op: torch.library.CustomOpDef, first: torch.Tensor | Sequence[torch.Tensor], *rest, mutates: bool = False):
+    """``op(first, *rest)``; where nothing is ``watched``, by a call of the Python function behind it.
+
+    ``mutates``: the op writes to ``first``, and autograd is told so.
+    """
+    if watched(first if isinstance(first, torch.Tensor) else first[0]):
         return op(first, *rest)
     result = op._init_fn(first, *rest)
     if mutates and not first.is_inference():

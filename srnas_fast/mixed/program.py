@@ -1,0 +1,416 @@
+"""Programs: a plan's candidates as numbers, compiled once, run by one call into C++ in each direction.
+
+A program is its description, a text. All mixed operations that are alike have the same one, and a graph that was
+compiled by one process can be run by another. What is computed stands in ``csrc/program``, how on a CPU in
+``csrc/cpu``; the branches beside this file compute the same in Python.
+"""
+
+from ast import literal_eval
+from collections.abc import Collection, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from srnas_fast.backends import cpu_kernels
+from srnas_fast.backends.compiled import PARTS
+from srnas_fast.errors import InputError
+from srnas_fast.mixed.call import Member
+from srnas_fast.mixed.layers import Sine
+from srnas_fast.mixed.norm import uses_batch
+from srnas_fast.mixed.plan import Plan
+from srnas_fast.mixed.stage import Stage
+from srnas_fast.primitives.direct import watched
+from srnas_fast.primitives.flops import register_flop_formula
+from srnas_fast.primitives.images import address, addresses, dense_format
+from srnas_fast.primitives.narrow_convolution import BLOCK, MOST_CHANNELS
+from srnas_fast.primitives.pool import COMPILED
+
+MOST_CANDIDATES = 62  # that fit into the bits of a support
+_ACTIVATIONS = {type(None): 0, nn.ReLU: 1, nn.LeakyReLU: 2, nn.PReLU: 3, Sine: 4}
+_DENSE, _SEPARABLE, _MAX, _AVERAGE = range(4)
+_BATCH, _FROZEN = 1, 2  # what a norm uses
+
+enabled = True  # False: everything runs in the branches, which tests hold the programs to
+
+
+class Program:
+    """A description and what follows from it.
+
+    Args:
+        text: the literal of (channels, outputs, stride, partial, merge, candidates); see ``csrc/program/program.h``.
+    """
+
+    def __init__(self, text: str):
+        self.text = text
+        self.description = literal_eval(text)
+        self.channels, self.outputs, self.stride, self.partial, self.merge, self.candidates = self.description
+        self._kept: dict[int, int] = {}
+
+    @cached_property
+    def compiled(self):
+        """What the C++ code makes of it."""
+        return cpu_kernels().Program(*self.description)
+
+    def result_shape(self, x: Tensor) -> tuple[int, ...]:
+        """Of y, for x with all of its channels."""
+        n, _, height, width = x.shape
+        size = (height - 1) // self.stride + 1, (width - 1) // self.stride + 1
+        return n, self.outputs * self.partial, *size
+
+    def kept(self, live: int) -> int:
+        """How many numbers the forward pass leaves for the backward pass."""
+        count = self._kept.get(live)
+        if count is None:
+            count = 0
+            for kind, _, _, _, inputs, outputs, _, _, _, _, norm, *_ in self._stages(live):
+                count += 3 * outputs if norm else 0
+                count += inputs + outputs * inputs if norm == _BATCH and kind == _SEPARABLE else 0
+            self._kept[live] = count
+        return count
+
+    @cached_property
+    def moves(self) -> bool:
+        """Whether running statistics follow a batch."""
+        return any(stage[13] for stage in self._stages())
+
+    def normed(self, live: int) -> bool:
+        """Whether a live candidate takes the statistics of its batch."""
+        return any(stage[10] == _BATCH for stage in self._stages(live))
+
+    def _stages(self, live: int = -1) -> list[tuple]:
+        return [stage for k, (_, _, stages) in enumerate(self.candidates) if live >> k & 1 for stage in stages]
+
+    def macs(self, x: Sequence[int], live: int) -> int:
+        """Multiply-adds of the live candidates' convolutions, as plain torch would run them."""
+        pixels, total = x[0] * -(-x[2] // self.stride) * -(-x[3] // self.stride), 0
+        for kind, _, _, _, inputs, outputs, size, *_ in self._stages(live):
+            total += inputs * outputs * size**2 * (kind == _DENSE) + inputs * (size**2 + outputs) * (kind == _SEPARABLE)
+        return pixels * total
+
+
+_programs: dict[str, Program] = {}
+
+
+def program_of(text: str) -> Program:
+    """The program of a description; one for all that give the same."""
+    found = _programs.get(text)
+    if found is None:
+        found = _programs[text] = Program(text)
+    return found
+
+
+def served(made: Plan, channels: int, channels_last: bool) -> frozenset[int]:
+    """The candidates that a program computes, of images of so many channels in a layout.
+
+    Not opaque ones, pools of unusual sizes, and dense convolutions that oneDNN does better: those of many channels, and
+    in channels_last those that fill its blocks.
+    """
+    if len(made.recognised) > MOST_CANDIDATES:
+        return frozenset()
+    fused = [k for k in range(len(made.recognised)) if k not in made.opaque]
+    found = [k for k in fused if all(_serves(m.stage, channels_last) for m in made.members.get(k, ()))]
+    shapes = {result_of(made, k, channels) for k in found}
+    return frozenset(found if len(shapes) == 1 else ())
+
+
+def _serves(stage: Stage, channels_last: bool) -> bool:
+    if stage.pool is not None:
+        return stage.size in COMPILED
+    if stage.depthwise is not None:
+        return True
+    outputs, inputs = stage.conv.out_channels, stage.conv.in_channels
+    blocks = stage.size > 1 and outputs % BLOCK == inputs % BLOCK == 0
+    return max(outputs, inputs) <= MOST_CHANNELS and not (channels_last and blocks)
+
+
+def result_of(made: Plan, k: int, channels: int) -> tuple[int, int]:
+    """Channels and stride of what a candidate makes of so many channels."""
+    candidate = made.recognised[k]
+    conv = candidate.stages[-1].conv if candidate.stages else None
+    return channels if conv is None else conv.out_channels, candidate.stride
+
+
+def describe(made: Plan, candidates: Collection[int], channels: int, partial: int) -> tuple[str, list[nn.Module]]:
+    """The description of a program for these candidates, in the modes that their norms are in now, and the norms whose
+    running statistics it takes, in order."""
+    outputs, stride = result_of(made, min(candidates), channels)
+    norms: list[nn.Module] = []
+    group_of = {k: number for number, group in enumerate(made.groups) for k in group.candidates}
+    rows = []
+    for k in range(len(made.recognised)):
+        if k not in candidates or k in made.zero:
+            rows.append((0, -1, []))
+        elif k in made.identity:
+            rows.append((1, -1, []))
+        else:
+            stages = [_stage(member, channels, norms) for member in made.members[k]]
+            rows.append((2, group_of[k], stages))
+    return repr((channels, outputs, stride, partial, made.merge, rows)), norms
+
+
+def _stage(member: Member, channels: int, norms: list[nn.Module]) -> tuple:
+    stage, slots = member.stage, member.slots
+    if stage.pool is None:
+        kind = _DENSE if stage.depthwise is None else _SEPARABLE
+        inputs, outputs = stage.spatial.in_channels, stage.conv.out_channels
+    else:
+        kind = _AVERAGE if isinstance(stage.pool, nn.AvgPool2d) else _MAX
+        inputs = outputs = channels
+    norm, mode, place = stage.norm, 0, -1
+    if norm is not None:
+        mode = _BATCH if uses_batch(norm) else _FROZEN
+        if norm.running_mean is not None:
+            place = len(norms)
+            norms.append(norm)
+    activation = stage.activation
+    counted = norm is not None and norm.num_batches_tracked is not None
+    momentum = None if norm is None else norm.momentum
+    if momentum is None:
+        momentum = -1.0 if counted else 0.0
+    return (
+        kind,
+        _ACTIVATIONS[type(activation)],
+        float(getattr(activation, "negative_slope", 0)),
+        getattr(activation, "num_parameters", 0),
+        inputs,
+        outputs,
+        stage.size,
+        stage.dilation,
+        stage.stride,
+        kind == _AVERAGE and bool(stage.pool.count_include_pad),
+        mode,
+        0.0 if norm is None else float(norm.eps),
+        float(momentum),
+        norm is not None and norm.training and norm.track_running_stats and place >= 0,
+        counted,
+        place,
+        [-1 if slot is None else slot for slot in slots],
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- two calls
+
+
+def _weights(weights: Tensor) -> list[float]:
+    values = weights.tolist()
+    if any(value != value for value in values):
+        raise InputError(
+            f"MixedOp weights hold NaN: {values}; the run has diverged, so lower the "
+            "learning rates or look for the first NaN in the loss"
+        )
+    return values
+
+
+def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
+    if like.shape == shape and like.is_contiguous():
+        return torch.empty_like(like)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=dense_format(like))
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    n, _, height, width = x.shape
+    return n, height, width
+
+
+def _forward(
+    x: Tensor,
+    weights: Tensor,
+    scale: Tensor | None,
+    parameters: list[int],
+    statistics: list[int],
+    made: Program,
+    live: int,
+) -> tuple[Tensor, Tensor]:
+    """y and what its backward pass needs; parameters and statistics by their addresses."""
+    values = _weights(weights)
+    y, kept = _empty(x, made.result_shape(x)), torch.empty(made.kept(live), dtype=x.dtype)
+    getattr(cpu_kernels(), PARTS[x.dtype]).program_forward(
+        made.compiled,
+        torch.get_num_threads(),
+        _sizes(x),
+        x.data_ptr(),
+        x.stride(),
+        values,
+        1.0 if scale is None else scale.item(),
+        live,
+        parameters,
+        statistics,
+        kept.data_ptr(),
+        y.data_ptr(),
+        y.stride(),
+    )
+    return y, kept
+
+
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    scale: Tensor | None,
+    parameters: Sequence[Tensor],
+    kept: Tensor,
+    made: Program,
+    live: int,
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradients of x, weights, scale and parameters, None where not wanted."""
+    x_wanted, weights_wanted, scale_wanted, *each_wanted = wanted
+    dx = _empty(x, x.shape) if x_wanted else None
+    dweights = torch.empty(weights.shape, dtype=x.dtype) if weights_wanted else None
+    dscale = torch.empty((), dtype=x.dtype) if scale_wanted else None
+    found = [
+        torch.empty_like(parameter) if want else None
+        for parameter, want in zip(parameters, each_wanted, strict=True)
+    ]
+    getattr(cpu_kernels(), PARTS[x.dtype]).program_backward(
+        made.compiled,
+        torch.get_num_threads(),
+        _sizes(x),
+        x.data_ptr(),
+        x.stride(),
+        weights.tolist(),
+        1.0 if scale is None else scale.item(),
+        live,
+        addresses(parameters),
+        kept.data_ptr(),
+        dy.data_ptr(),
+        dy.stride(),
+        address(dx),
+        x.stride() if dx is None else dx.stride(),
+        address(dweights),
+        address(dscale),
+        list(map(address, found)),
+    )
+    if dweights is not None and weights.dtype is not x.dtype:
+        dweights = dweights.to(weights.dtype)
+    if dscale is not None and scale.dtype is not x.dtype:
+        dscale = dscale.to(scale.dtype)
+    return [dx, dweights, dscale, *found]
+
+
+def _move(statistics: list[int], kept: Tensor, sizes: Sequence[int], made: Program, live: int) -> None:
+    run = getattr(cpu_kernels(), PARTS[kept.dtype]).program_move_statistics
+    run(made.compiled, live, sizes, kept.data_ptr(), statistics)
+
+
+# ------------------------------------------------------------------- the same as operators, for who watches or compiles
+
+
+@torch.library.custom_op("srnas_fast::mixed_sum", mutates_args=())
+def _mixed_sum(
+    x: Tensor,
+    weights: Tensor,
+    scale: Tensor | None,
+    parameters: Sequence[Tensor],
+    statistics: Sequence[Tensor],
+    program: str,
+    live: int,
+) -> tuple[Tensor, Tensor]:
+    return _forward(x, weights, scale, addresses(parameters), addresses(statistics), program_of(program), live)
+
+
+@_mixed_sum.register_fake
+def _(x, weights, scale, parameters, statistics, program, live):
+    made = program_of(program)
+    y = torch.empty(made.result_shape(x), dtype=x.dtype, device=x.device, memory_format=dense_format(x))
+    return y, x.new_empty(made.kept(live))
+
+
+@torch.library.custom_op("srnas_fast::mixed_sum_backward", mutates_args=())
+def _mixed_sum_backward(
+    dy: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    scale: Tensor | None,
+    parameters: Sequence[Tensor],
+    kept: Tensor,
+    program: str,
+    live: int,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    found = _backward(dy, x, weights, scale, parameters, kept, program_of(program), live, wanted)
+    return [x.new_empty(0) if gradient is None else gradient for gradient in found]
+
+
+@_mixed_sum_backward.register_fake
+def _(dy, x, weights, scale, parameters, kept, program, live, wanted):
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=dense_format(x))
+    rest = [weights, x.new_empty(()) if scale is None else scale, *parameters]
+    rest = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in rest]
+    return [found if want else x.new_empty(0) for found, want in zip([dx, *rest], wanted, strict=True)]
+
+
+@torch.library.custom_op("srnas_fast::move_statistics_", mutates_args=("statistics",))
+def _move_statistics(statistics: Sequence[Tensor], kept: Tensor, sizes: Sequence[int], program: str, live: int) -> None:
+    _move(addresses(statistics), kept, sizes, program_of(program), live)
+
+
+def forward(
+    x: Tensor,
+    weights: Tensor,
+    scale: Tensor | None,
+    parameters: Sequence[Tensor],
+    statistics: Sequence[Tensor],
+    at: tuple[list[int], list[int]],
+    made: Program,
+    live: int,
+) -> tuple[Tensor, Tensor]:
+    """The weighted sum of the live candidates and what its backward pass needs; moves running statistics.
+
+    Args:
+        x: all of its channels, float32 or float64. weights: of all candidates. scale: of what passes by, or None.
+        parameters: at the plan's slots, of x's type, contiguous. statistics: mean, variance and count of each norm.
+        at: the addresses of both.
+        live: a bit for each candidate.
+    """
+    seen = watched(x)
+    if seen:
+        y, kept = _mixed_sum(x, weights, scale, parameters, statistics, made.text, live)
+    else:
+        y, kept = _forward(x, weights, scale, *at, made, live)
+    if made.moves:
+        if seen:
+            _move_statistics(statistics, kept, _sizes(x), made.text, live)
+        else:
+            _move(at[1], kept, _sizes(x), made, live)
+            if not statistics[0].is_inference():
+                torch.autograd.graph.increment_version(statistics)
+    return y, kept
+
+
+def backward(dy, x, weights, scale, parameters, kept, made: Program, live: int, wanted) -> list[Tensor | None]:
+    """The gradients of x, weights, scale and parameters, None where not wanted."""
+    if not watched(x):
+        return _backward(dy, x, weights, scale, parameters, kept, made, live, wanted)
+    found = _mixed_sum_backward(dy, x, weights, scale, parameters, kept, made.text, live, wanted)
+    return [gradient if want else None for gradient, want in zip(found, wanted, strict=True)]
+
+
+def _save(ctx, inputs, output) -> None:
+    x, weights, scale, parameters, _, ctx.program, ctx.live = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(x, weights, scale, output[1], *parameters)
+
+
+def _op_backward(ctx, dy, _):
+    x, weights, scale, kept, *parameters = ctx.saved_tensors
+    x_wanted, weights_wanted, scale_wanted, wanted, *_ = ctx.needs_input_grad
+    wanted = [x_wanted, weights_wanted, scale is not None and scale_wanted, *wanted]
+    found = _mixed_sum_backward(dy, x, weights, scale, parameters, kept, ctx.program, ctx.live, wanted)
+    found = [gradient if want else None for gradient, want in zip(found, wanted, strict=True)]
+    return found[0], found[1], found[2], found[3:], None, None, None
+
+
+_mixed_sum.register_autograd(_op_backward, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.srnas_fast.mixed_sum)
+def _(x, weights, scale, parameters, statistics, program, live, *args, **kwargs) -> int:
+    return 2 * program_of(program).macs(x, live)
+
+
+@register_flop_formula(torch.ops.srnas_fast.mixed_sum_backward)
+def _(dy, x, weights, scale, parameters, kept, program, live, wanted, *args, **kwargs) -> int:
+    """The outputs made again, and the gradients of inputs and kernels where any is wanted."""
+    return 2 * program_of(program).macs(x, live) * (1 + bool(wanted[0]) + any(wanted[3:]))
