@@ -37,6 +37,7 @@ from cases import MIXED, STEPS, Mixed, Step, chosen, search_step, with_groups
 from machine import options, prepare
 from peers import ALL_PEERS, COMPILED, DEVICE, LAYOUTS, PEERS, STEP_PEERS, Job, mixed_job, reason, release, step_peers
 from rows import Row, report
+from srnas_fast.backends.scratch import scratch_peak
 from srnas_fast.metrics import LiveMemory
 
 MiB = 2**20
@@ -57,22 +58,24 @@ def live(job: Job) -> tuple[int, int, int]:
 
 
 def allocated(job: Job) -> tuple[int, int]:
-    """Bytes held between the passes and peak of both, by what torch's allocator reports to the profiler."""
+    """Bytes held between the passes and peak of both, by what torch's allocator reports to the profiler, and with the
+    scratch that our programs used."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports on stderr that it starts and stops
 
     def changes(work):
         gc.collect()  # garbage from before, freed inside, would be told as a loss
+        scratch_peak()  # of what was before
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             result = work()
             gc.collect()
         events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-        return result, [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+        sizes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+        return result, sum(sizes), max(accumulate(sizes)) + scratch_peak()
 
-    y, forward = changes(job.forward)
-    gradients, backward = changes(lambda: job.backward(y))  # noqa: F841 they are alive at the end of the peak
-    held = sum(forward) - y.nbytes
-    peak = max(max(accumulate(forward)) - y.nbytes, held + max(accumulate(backward)) - job.x.nbytes)
-    return held, peak
+    y, left, forward = changes(job.forward)
+    gradients, _, backward = changes(lambda: job.backward(y))  # noqa: F841 they are alive at the end of the peak
+    held = left - y.nbytes
+    return held, max(forward - y.nbytes, held + backward - job.x.nbytes)
 
 
 def allocated_on_gpu(job: Job) -> tuple[int, int]:

@@ -55,7 +55,7 @@ public:
         : program(call.program),
           call(call),
           arena(arena),
-          threads(call.threads),
+          threads(worth_while(call)),
           in{call.images, program.channels, call.height, call.width},
           out{call.images, program.outputs, (call.height - 1) / program.stride + 1,
               (call.width - 1) / program.stride + 1},
@@ -128,6 +128,13 @@ public:
     }
 
 private:
+    // Threads that a call's images keep busy: to start and await one costs as much as some rows of pixels.
+    static int worth_while(const Call<T>& call) {
+        constexpr int64_t kElements = 2048;
+        const int64_t elements = call.images * call.program.channels * call.height * call.width;
+        return int(std::min<int64_t>(call.threads, std::max<int64_t>(1, elements / kElements)));
+    }
+
     std::vector<int64_t> kept_from_;
 };
 

@@ -308,7 +308,7 @@ inline void correlate_tile(const T* dz, const T* x, const Planes& planes, int64_
     }
 }
 
-// out (outputs, channels, taps) = the sums over one band of rows of dz * (x as the tap sees it). dz is zero
+// out (outputs, channels, taps) += the sums over one band of rows of dz * (x as the tap sees it). dz is zero
 // beyond its width.
 template <class T>
 void correlate_band(const NarrowShape& shape, const Planes& planes, const T* dz, const T* x, int64_t rows,
@@ -323,7 +323,6 @@ void correlate_band(const NarrowShape& shape, const Planes& planes, const T* dz,
     const int64_t outputs = most_outputs(divide_up(line, groups)), bands = divide_up(shape.outputs, outputs);
     const int64_t fit = kBytes / int64_t(sizeof(T)) / (outputs * vectors * Lanes<T>);
     const int64_t step = std::max<int64_t>(4, fit);
-    std::fill_n(out, shape.outputs * shape.channels * taps, T(0));
     for (int64_t y = 0; y < rows; y += step) {
         const int64_t count = std::min(step, rows - y);
         for (int64_t band = 0; band < bands; ++band) {
@@ -367,6 +366,13 @@ struct Scratch {
     }
 };
 
+// In how many runs the pieces add up the kernel's gradient, each run on numbers of its own: not so many that
+// the numbers of large kernels take more room than the images, and enough to keep several threads busy.
+inline int64_t gradient_runs(const NarrowShape& shape, int64_t pieces) {
+    const int64_t pixels = shape.images * shape.height * shape.width;
+    return std::min(pieces, std::max<int64_t>(8, pixels / (shape.outputs * shape.taps())));
+}
+
 template <class T>
 Bands<T> bands_of(const NarrowShape& shape, bool backward) {
     return {shape, shape.channels + (backward ? shape.outputs : 0)};
@@ -378,7 +384,8 @@ template <class T>
 int64_t narrow_convolution_scratch(const NarrowShape& shape, bool backward, int threads) {
     const Bands<T> bands = bands_of<T>(shape, backward);
     const Scratch<T> sizes(shape, bands, backward);
-    return threads * sizes.thread + shape.images * bands.count * sizes.sums;
+    const int64_t pieces = shape.images * bands.count;
+    return threads * sizes.thread + (backward ? gradient_runs(shape, pieces) : pieces) * sizes.sums;
 }
 
 template <class T>
@@ -431,7 +438,7 @@ void narrow_convolution_backward(const NarrowShape& shape, const NarrowGradient<
     const Planes block = Convolution<T>::block(channels, bands.rows, shape.width);
     T* const sums = scratch + threads * sizes.thread;
     Cleared<T> cleared(scratch, sizes.thread, threads);
-    for_pieces(pieces, threads, 0, [&](int64_t piece, int thread) {
+    const auto do_piece = [&](int64_t piece, int thread, T* sums_of_run) {
         const int64_t image = piece / bands.count, band = piece % bands.count, rows = bands.size(band);
         T *const begin = cleared.of(thread, sizes.x + sizes.dz), *const x_planes = begin + bands.lead;
         T *const dz_planes = x_planes + sizes.x, *const buffer = begin + sizes.x + sizes.dz;
@@ -442,16 +449,23 @@ void narrow_convolution_backward(const NarrowShape& shape, const NarrowGradient<
         }
         if (dkernel) {
             bands.read(x.part(image), channels, band, x_planes);
-            correlate_band(shape, bands.planes, dz_planes, x_planes, rows, sums + piece * sizes.sums);
+            correlate_band(shape, bands.planes, dz_planes, x_planes, rows, sums_of_run);
         }
+    };
+    const int64_t runs = dkernel ? gradient_runs(shape, pieces) : pieces;
+    for_pieces(runs, threads, 0, [&](int64_t run, int thread) {
+        T* const sums_of_run = sums + run * sizes.sums;
+        if (dkernel) std::fill_n(sums_of_run, sizes.sums, T(0));
+        for (int64_t piece = pieces * run / runs; piece < pieces * (run + 1) / runs; ++piece)
+            do_piece(piece, thread, sums_of_run);
     });
     if (!dkernel) return;
     constexpr int64_t kPart = 1024;
     for_pieces(divide_up(sizes.sums, kPart), threads, 0, [&](int64_t part, int) {
         const int64_t begin = part * kPart, count = std::min(kPart, sizes.sums - begin);
         double totals[kPart] = {};
-        for (int64_t piece = 0; piece < pieces; ++piece) {
-            for (int64_t i = 0; i < count; ++i) totals[i] += double(sums[piece * sizes.sums + begin + i]);
+        for (int64_t run = 0; run < runs; ++run) {
+            for (int64_t i = 0; i < count; ++i) totals[i] += double(sums[run * sizes.sums + begin + i]);
         }
         std::copy_n(totals, count, dkernel + begin);
     });

@@ -80,9 +80,9 @@ void run_forward(const Call<T>& call, Tensor<T> y) {
     add_identities(frame, frame.x, sum);
     if (!sum.written) fill_zeros(frame, frame.out, sum.image);
     if (program.partial > 1) {
-        shuffle_concat<T>(shuffle_shape(frame), sum.image.read_only(), call.x, call.scale, y, call.threads);
+        shuffle_concat<T>(shuffle_shape(frame), sum.image.read_only(), call.x, call.scale, y, frame.threads);
     } else if (!direct) {
-        copy_images<T>(frame.out, {sum.image.read_only(), {}}, y, call.threads);
+        copy_images<T>(frame.out, {sum.image.read_only(), {}}, y, frame.threads);
     }
 }
 
@@ -95,13 +95,13 @@ void run_backward(const Call<T>& call, Tensor<const T> given, const Gradients<T>
     if (program.partial > 1) {
         const Tensor<T> dy = frame.image(frame.out);
         shuffle_concat_backward<T>(shuffle_shape(frame), given, call.x, call.scale, dy, gradients.dx,
-                                   gradients.scale, call.threads);
+                                   gradients.scale, frame.threads);
         frame.dy = dy.read_only();
     } else {
         frame.dy = rows_lie_together(given, frame.out) ? given : frame.dense_copy({given, {}}, frame.out);
     }
     frame.total.resize(frame.out.channels);
-    channel_sums<T>(frame.out, frame.dy, frame.total.data(), frame.partial, call.threads);
+    channel_sums<T>(frame.out, frame.dy, frame.total.data(), frame.partial, frame.threads);
 
     // With partial channels the first ones of dx.
     const bool direct = x_wanted && rows_lie_together(gradients.dx, frame.in);
@@ -113,8 +113,10 @@ void run_backward(const Call<T>& call, Tensor<const T> given, const Gradients<T>
         const Source<T> x{frame.x, frame.activation(*stage)};
         const bool activated = !x.activation.none();
         const bool slope_wanted = frame.gradient(stage->slots.slope) != nullptr;
-        Sum<T> own{activated && (x_wanted || slope_wanted) ? frame.image(frame.in) : Tensor<T>{}};
-        Sum<T>* const da = activated ? (own.image.data ? &own : nullptr) : (x_wanted ? &dx : nullptr);
+        // The first gradient of an activated input turns into that of x where it stands.
+        const bool apart = activated && (x_wanted ? dx.written : slope_wanted);
+        Sum<T> own{apart ? frame.image(frame.in) : Tensor<T>{}};
+        Sum<T>* const da = apart ? &own : x_wanted ? &dx : nullptr;
         {
             const Temporary inner(frame.arena);
             const Source<T> a = frame.read(x, frame.in, has_pools(program, group, call.live));
@@ -122,19 +124,18 @@ void run_backward(const Call<T>& call, Tensor<const T> given, const Gradients<T>
             separable_backward(frame, group, a, da);
             pool_backward(frame, group, a, da);
         }
-        if (!own.written) continue;
+        if (!activated || !da || !da->written) continue;
         std::vector<double> slopes(slope_wanted ? frame.in.channels : 0);
-        activation_backward<T>(frame.in, x, own.image.read_only(), x_wanted ? dx.image : own.image,
-                               x_wanted && dx.written, slope_wanted ? slopes.data() : nullptr, frame.partial,
-                               call.threads);
-        dx.written |= x_wanted;
+        const bool into_x = x_wanted && apart;
+        activation_backward<T>(frame.in, x, da->image.read_only(), into_x ? dx.image : da->image, into_x,
+                               slope_wanted ? slopes.data() : nullptr, frame.partial, frame.threads);
         frame.give_slopes(*stage, slopes);
     }
     const auto same = identities(program, call.live);
     if (frame.weights_wanted() && !same.empty()) {
         std::vector<double> products(frame.in.channels);
         channel_products<T>(frame.in, frame.dy, frame.x, nullptr, products.data(), frame.partial,
-                            call.threads);
+                            frame.threads);
         double sum = 0;
         for (const double product : products) sum += product;
         for (const int64_t k : same) frame.give_weight(k, sum);
@@ -142,7 +143,7 @@ void run_backward(const Call<T>& call, Tensor<const T> given, const Gradients<T>
     if (!x_wanted) return;
     add_identities(frame, frame.dy, dx);
     if (!dx.written) fill_zeros(frame, frame.in, dx.image);
-    if (!direct) copy_images<T>(frame.in, {dx.image.read_only(), {}}, gradients.dx, call.threads);
+    if (!direct) copy_images<T>(frame.in, {dx.image.read_only(), {}}, gradients.dx, frame.threads);
 }
 
 template <class T>

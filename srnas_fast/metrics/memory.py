@@ -8,6 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from srnas_fast.backends.scratch import scratch_peak
+
 
 @dataclass
 class _Counted:
@@ -23,7 +25,9 @@ class LiveMemory(TorchDispatchMode):
 
     Every storage counts once with its own size (no allocator rounding), however many views it has, from the
     operator that makes it, in the forward or in the backward pass, until it is freed: also when that happens
-    after the block. Tensors from before the block count 0; one that is resized inside counts what it grew by.
+    after the block. Tensors from before the block count 0; one that is resized inside counts what it grew by. The
+    scratch that a compiled program uses (:func:`srnas_fast.mixed.free_scratch`) counts in ``peak`` while its call runs;
+    between calls it is nobody's, and in no ``live``.
 
     Not seen: what one operator takes and gives back inside itself (cuDNN workspaces, temporaries of a custom
     operator's kernel), storages that come without an operator (``copy.deepcopy``, unpickling), and code under
@@ -85,10 +89,12 @@ class LiveMemory(TorchDispatchMode):
         fresh = func is torch.ops.aten.lift_fresh.default
         for storage in given:
             self._know(storage, new=fresh)
+        scratch_peak()  # of calls before this one
         result = func(*args, **kwargs)
         for storage in given + _storages(result):
             self._know(storage, new=True)
             self._recount(storage)
+        self.peak = max(self.peak, self.live + scratch_peak())
         return result
 
     def _know(self, storage: torch.UntypedStorage, new: bool) -> None:

@@ -1,5 +1,6 @@
 """Mixed operations: the weighted sum of candidate operations that stores only its input."""
 
+from srnas_fast.backends.scratch import free_scratch, scratch_held
 from srnas_fast.mixed.drop_in import Report, accelerate, restore
 from srnas_fast.mixed.forms import Form, register_form
 from srnas_fast.mixed.layers import Sine, Zero
@@ -20,5 +21,7 @@ __all__ = [
     "Sine",
     "Zero",
     "edge_normalise",
+    "free_scratch",
     "register_pattern",
+    "scratch_held",
 ]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from srnas_fast.errors import InputError
+from srnas_fast.mixed import traced
 from srnas_fast.mixed.mixed_sum import MixedSum, ProgramSum, kinds_of
 from srnas_fast.mixed.opaque import Opaque, places_of
 from srnas_fast.mixed.plain import PlainMixedOp
@@ -90,6 +91,8 @@ class MixedOp(PlainMixedOp):
         support: Tensor | Sequence[bool] | None = None,
         edge_weight: Tensor | None = None,
     ) -> Tensor:
+        if torch.compiler.is_compiling():
+            return self._traced(x, weights, support, edge_weight)
         prepared = self._prepare()
         if not isinstance(weights, Tensor) or weights.shape != (prepared.count,) or not weights.is_floating_point():
             given = f"{weights.dtype} {tuple(weights.shape)}" if isinstance(weights, Tensor) else repr(weights)
@@ -127,6 +130,29 @@ class MixedOp(PlainMixedOp):
             raise InputError("MixedOp candidates hold lazy parameters; run each candidate on an input once before")
         opaque = Opaque(self.ops, [k for k in made.opaque if k in live], places)
         return MixedSum.apply(made, opaque, live, self.partial, share, x, weights, scale, *parameters)
+
+    def _traced(self, x: Tensor, weights: Tensor, support, edge_weight: Tensor | None) -> Tensor:
+        """The forward pass under ``torch.compile``."""
+        found = None
+        if x.dim() == 4 and not isinstance(support, Tensor):
+            lowered = torch.get_autocast_dtype(x.device.type) if autocast_is_on(x) else None
+            alive = None if support is None else tuple(map(bool, support))
+            found = self._look_up(x.shape[1], x.dtype, x.device.type, lowered, alive)
+        if found is None:
+            return self._uncompiled(x, weights, support, edge_weight)
+        scale = None if self.partial == 1 else edge_weight
+        return traced.run(self.ops, found, x, weights if edge_weight is None else weights * edge_weight, scale)
+
+    @torch.compiler.assume_constant_result
+    def _look_up(self, channels: int, dtype, device: str, lowered, alive) -> traced.Traced | None:
+        """What the compiler bakes into its graph, for images of so many channels, a type and a device."""
+        x = torch.empty((2, channels, 4, 4), dtype=dtype, device=device)
+        with torch.autocast(device, lowered, enabled=lowered is not None):
+            return traced.look_up(self.ops, self._prepare(), x, alive, self.partial)
+
+    @torch.compiler.disable
+    def _uncompiled(self, *given) -> Tensor:
+        return self.forward(*given)
 
     def describe(self) -> str:
         """The plan, one line per candidate: its branch, what it keeps for the backward pass, and why.

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import cache
 
-import torch
 from torch import Tensor, nn
 
 from srnas_fast.backends import cpu_kernels
@@ -14,7 +13,7 @@ from srnas_fast.mixed.partial import first_channels
 from srnas_fast.mixed.plan import Plan, plan
 from srnas_fast.mixed.program import Program
 from srnas_fast.mixed.unchanged import shapes_of, watch
-from srnas_fast.primitives.images import addresses, dense_format, wide
+from srnas_fast.primitives.images import addresses, wide
 
 
 class Share:
@@ -153,7 +152,7 @@ class Prepared:
             return None, False
         if cpu_kernels() is None:
             return None, False
-        share = self._share(x, dtype, partial)
+        share = self._share(x, partial)
         if share is None:
             return None, False
         # Parameters of opaque candidates get gradients also where these are dead.
@@ -162,17 +161,17 @@ class Prepared:
             return share, alone
         if alone and (share.made.stride == 1 or not (x.shape[2] % 2 or x.shape[3] % 2)):
             return share, True
-        return self._share(first_channels(x.detach(), partial), dtype, 1), False
+        return self._share(first_channels(x.detach(), partial), 1), False
 
-    def _share(self, x: Tensor, dtype: torch.dtype, partial: int) -> Share | None:
-        key = x.shape[1], dense_format(x), dtype, partial
+    def _share(self, x: Tensor, partial: int) -> Share | None:
+        key = x.shape[1], partial
         if key not in self._shares:
             self._shares[key] = self._make(x, partial)
         return self._shares[key]
 
     def _make(self, x: Tensor, partial: int) -> Share | None:
         channels = x.shape[1] // partial
-        candidates = programs.served(self.plan, channels, dense_format(x) == torch.channels_last)
+        candidates = programs.served(self.plan, channels)
         if not candidates:
             return None
         outputs, stride = programs.result_of(self.plan, min(candidates), channels)

@@ -8,6 +8,7 @@ compiled by one process can be run by another. What is computed stands in ``csrc
 from ast import literal_eval
 from collections.abc import Collection, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,10 @@ from srnas_fast.mixed.stage import Stage
 from srnas_fast.primitives.direct import watched
 from srnas_fast.primitives.flops import register_flop_formula
 from srnas_fast.primitives.images import address, addresses, dense_format
-from srnas_fast.primitives.narrow_convolution import BLOCK, MOST_CHANNELS
+from srnas_fast.primitives.narrow_convolution import MOST_CHANNELS
 from srnas_fast.primitives.pool import COMPILED
 
+FORMAT = 1  # of descriptions: raise it with every change of what they mean
 MOST_CANDIDATES = 62  # that fit into the bits of a support
 _ACTIVATIONS = {type(None): 0, nn.ReLU: 1, nn.LeakyReLU: 2, nn.PReLU: 3, Sine: 4}
 _DENSE, _SEPARABLE, _MAX, _AVERAGE = range(4)
@@ -38,12 +40,21 @@ class Program:
     """A description and what follows from it.
 
     Args:
-        text: the literal of (channels, outputs, stride, partial, merge, candidates); see ``csrc/program/program.h``.
+        text: the literal of (FORMAT, channels, outputs, stride, partial, merge, candidates); see
+            ``csrc/program/program.h``.
+
+    Raises:
+        InputError: it is of another version's format, as it may stand in a graph that was compiled and cached.
     """
 
     def __init__(self, text: str):
         self.text = text
-        self.description = literal_eval(text)
+        version, *self.description = literal_eval(text)
+        if version != FORMAT:
+            raise InputError(
+                f"a compiled graph asks for a program of format {version}, this version of srnas_fast has {FORMAT}; "
+                "clear the compiler's cache (TORCHINDUCTOR_CACHE_DIR) and compile again"
+            )
         self.channels, self.outputs, self.stride, self.partial, self.merge, self.candidates = self.description
         self._kept: dict[int, int] = {}
 
@@ -51,6 +62,11 @@ class Program:
     def compiled(self):
         """What the C++ code makes of it."""
         return cpu_kernels().Program(*self.description)
+
+    @cached_property
+    def calls(self) -> dict[torch.dtype, Any]:
+        """The compiled code that runs it, for each type of images."""
+        return {dtype: getattr(cpu_kernels(), part) for dtype, part in PARTS.items()}
 
     def result_shape(self, x: Tensor) -> tuple[int, ...]:
         """Of y, for x with all of its channels."""
@@ -89,6 +105,7 @@ class Program:
         return pixels * total
 
 
+_ops = torch.ops.srnas_fast
 _programs: dict[str, Program] = {}
 
 
@@ -100,28 +117,23 @@ def program_of(text: str) -> Program:
     return found
 
 
-def served(made: Plan, channels: int, channels_last: bool) -> frozenset[int]:
-    """The candidates that a program computes, of images of so many channels in a layout.
+def served(made: Plan, channels: int) -> frozenset[int]:
+    """The candidates that a program computes, of images of so many channels.
 
-    Not opaque ones, pools of unusual sizes, and dense convolutions that oneDNN does better: those of many channels, and
-    in channels_last those that fill its blocks.
+    Not opaque ones, pools of unusual sizes, and dense convolutions of many channels, which oneDNN does better.
     """
     if len(made.recognised) > MOST_CANDIDATES:
         return frozenset()
     fused = [k for k in range(len(made.recognised)) if k not in made.opaque]
-    found = [k for k in fused if all(_serves(m.stage, channels_last) for m in made.members.get(k, ()))]
+    found = [k for k in fused if all(_serves(m.stage) for m in made.members.get(k, ()))]
     shapes = {result_of(made, k, channels) for k in found}
     return frozenset(found if len(shapes) == 1 else ())
 
 
-def _serves(stage: Stage, channels_last: bool) -> bool:
-    if stage.pool is not None:
+def _serves(stage: Stage) -> bool:
+    if stage.kind == "pool":
         return stage.size in COMPILED
-    if stage.depthwise is not None:
-        return True
-    outputs, inputs = stage.conv.out_channels, stage.conv.in_channels
-    blocks = stage.size > 1 and outputs % BLOCK == inputs % BLOCK == 0
-    return max(outputs, inputs) <= MOST_CHANNELS and not (channels_last and blocks)
+    return stage.kind == "separable" or max(stage.conv.out_channels, stage.conv.in_channels) <= MOST_CHANNELS
 
 
 def result_of(made: Plan, k: int, channels: int) -> tuple[int, int]:
@@ -146,7 +158,7 @@ def describe(made: Plan, candidates: Collection[int], channels: int, partial: in
         else:
             stages = [_stage(member, channels, norms) for member in made.members[k]]
             rows.append((2, group_of[k], stages))
-    return repr((channels, outputs, stride, partial, made.merge, rows)), norms
+    return repr((FORMAT, channels, outputs, stride, partial, made.merge, rows)), norms
 
 
 def _stage(member: Member, channels: int, norms: list[nn.Module]) -> tuple:
@@ -225,7 +237,7 @@ def _forward(
     """y and what its backward pass needs; parameters and statistics by their addresses."""
     values = _weights(weights)
     y, kept = _empty(x, made.result_shape(x)), torch.empty(made.kept(live), dtype=x.dtype)
-    getattr(cpu_kernels(), PARTS[x.dtype]).program_forward(
+    made.calls[x.dtype].program_forward(
         made.compiled,
         torch.get_num_threads(),
         _sizes(x),
@@ -260,10 +272,9 @@ def _backward(
     dweights = torch.empty(weights.shape, dtype=x.dtype) if weights_wanted else None
     dscale = torch.empty((), dtype=x.dtype) if scale_wanted else None
     found = [
-        torch.empty_like(parameter) if want else None
-        for parameter, want in zip(parameters, each_wanted, strict=True)
+        torch.empty_like(parameter) if want else None for parameter, want in zip(parameters, each_wanted, strict=True)
     ]
-    getattr(cpu_kernels(), PARTS[x.dtype]).program_backward(
+    made.calls[x.dtype].program_backward(
         made.compiled,
         torch.get_num_threads(),
         _sizes(x),
@@ -290,50 +301,53 @@ def _backward(
 
 
 def _move(statistics: list[int], kept: Tensor, sizes: Sequence[int], made: Program, live: int) -> None:
-    run = getattr(cpu_kernels(), PARTS[kept.dtype]).program_move_statistics
-    run(made.compiled, live, sizes, kept.data_ptr(), statistics)
+    made.calls[kept.dtype].program_move_statistics(made.compiled, live, sizes, kept.data_ptr(), statistics)
 
 
 # ------------------------------------------------------------------- the same as operators, for who watches or compiles
 
 
-@torch.library.custom_op("srnas_fast::mixed_sum", mutates_args=())
-def _mixed_sum(
-    x: Tensor,
-    weights: Tensor,
-    scale: Tensor | None,
-    parameters: Sequence[Tensor],
-    statistics: Sequence[Tensor],
-    program: str,
-    live: int,
-) -> tuple[Tensor, Tensor]:
+# Defined by schemas and not as custom ops, which look at all tensors of a call once more: here there are dozens.
+_library = torch.library.Library("srnas_fast", "FRAGMENT")
+_GIVEN = "Tensor x, Tensor weights, Tensor? scale, Tensor[] parameters"
+for _name in ("mixed_sum", "mixed_sum_forward"):
+    _library.define(f"{_name}({_GIVEN}, Tensor[] statistics, str program, int live) -> (Tensor, Tensor)")
+_library.define(
+    f"mixed_sum_backward(Tensor dy, {_GIVEN}, Tensor kept, str program, int live, bool[] wanted) -> Tensor[]"
+)
+_library.define("move_statistics_(Tensor(a!)[] statistics, Tensor kept, SymInt[] sizes, str program, int live) -> ()")
+
+
+def _mixed_sum_forward(x, weights, scale, parameters, statistics, program, live):
     return _forward(x, weights, scale, addresses(parameters), addresses(statistics), program_of(program), live)
 
 
-@_mixed_sum.register_fake
+def _mixed_sum_backward(dy, x, weights, scale, parameters, kept, program, live, wanted):
+    found = _backward(dy, x, weights, scale, parameters, kept, program_of(program), live, wanted)
+    return [x.new_empty(0) if gradient is None else gradient for gradient in found]
+
+
+def _move_statistics(statistics, kept, sizes, program, live):
+    _move(addresses(statistics), kept, sizes, program_of(program), live)
+
+
+for _name, _function in [
+    ("mixed_sum_forward", _mixed_sum_forward),
+    ("mixed_sum_backward", _mixed_sum_backward),
+    ("move_statistics_", _move_statistics),
+]:
+    _library.impl(_name, _function, "CPU")
+    _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
+
+
+@torch.library.register_fake("srnas_fast::mixed_sum_forward", lib=_library)
 def _(x, weights, scale, parameters, statistics, program, live):
     made = program_of(program)
     y = torch.empty(made.result_shape(x), dtype=x.dtype, device=x.device, memory_format=dense_format(x))
     return y, x.new_empty(made.kept(live))
 
 
-@torch.library.custom_op("srnas_fast::mixed_sum_backward", mutates_args=())
-def _mixed_sum_backward(
-    dy: Tensor,
-    x: Tensor,
-    weights: Tensor,
-    scale: Tensor | None,
-    parameters: Sequence[Tensor],
-    kept: Tensor,
-    program: str,
-    live: int,
-    wanted: Sequence[bool],
-) -> list[Tensor]:
-    found = _backward(dy, x, weights, scale, parameters, kept, program_of(program), live, wanted)
-    return [x.new_empty(0) if gradient is None else gradient for gradient in found]
-
-
-@_mixed_sum_backward.register_fake
+@torch.library.register_fake("srnas_fast::mixed_sum_backward", lib=_library)
 def _(dy, x, weights, scale, parameters, kept, program, live, wanted):
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=dense_format(x))
     rest = [weights, x.new_empty(()) if scale is None else scale, *parameters]
@@ -341,9 +355,9 @@ def _(dy, x, weights, scale, parameters, kept, program, live, wanted):
     return [found if want else x.new_empty(0) for found, want in zip([dx, *rest], wanted, strict=True)]
 
 
-@torch.library.custom_op("srnas_fast::move_statistics_", mutates_args=("statistics",))
-def _move_statistics(statistics: Sequence[Tensor], kept: Tensor, sizes: Sequence[int], program: str, live: int) -> None:
-    _move(addresses(statistics), kept, sizes, program_of(program), live)
+@torch.library.register_fake("srnas_fast::move_statistics_", lib=_library)
+def _(statistics, kept, sizes, program, live):
+    return None
 
 
 def forward(
@@ -366,12 +380,12 @@ def forward(
     """
     seen = watched(x)
     if seen:
-        y, kept = _mixed_sum(x, weights, scale, parameters, statistics, made.text, live)
+        y, kept = _ops.mixed_sum_forward(x, weights, scale, parameters, statistics, made.text, live)
     else:
         y, kept = _forward(x, weights, scale, *at, made, live)
     if made.moves:
         if seen:
-            _move_statistics(statistics, kept, _sizes(x), made.text, live)
+            _ops.move_statistics_(statistics, kept, _sizes(x), made.text, live)
         else:
             _move(at[1], kept, _sizes(x), made, live)
             if not statistics[0].is_inference():
@@ -383,29 +397,37 @@ def backward(dy, x, weights, scale, parameters, kept, made: Program, live: int, 
     """The gradients of x, weights, scale and parameters, None where not wanted."""
     if not watched(x):
         return _backward(dy, x, weights, scale, parameters, kept, made, live, wanted)
-    found = _mixed_sum_backward(dy, x, weights, scale, parameters, kept, made.text, live, wanted)
+    found = _ops.mixed_sum_backward(dy, x, weights, scale, parameters, kept, made.text, live, wanted)
     return [gradient if want else None for gradient, want in zip(found, wanted, strict=True)]
 
 
-def _save(ctx, inputs, output) -> None:
-    x, weights, scale, parameters, _, ctx.program, ctx.live = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(x, weights, scale, output[1], *parameters)
+class _Differentiable(torch.autograd.Function):
+    """``mixed_sum``: the operator with gradients, which a compiler takes apart into those of the two passes."""
+
+    @staticmethod
+    def forward(ctx, program, live, statistics, x, weights, scale, *parameters):
+        y, kept = _ops.mixed_sum_forward(x, weights, scale, parameters, statistics, program, live)
+        ctx.program, ctx.live = program, live
+        ctx.save_for_backward(x, weights, scale, kept, *parameters)
+        ctx.mark_non_differentiable(kept)
+        return y, kept
+
+    @staticmethod
+    def backward(ctx, dy, _):
+        x, weights, scale, kept, *parameters = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[3:]
+        found = _ops.mixed_sum_backward(dy, x, weights, scale, parameters, kept, ctx.program, ctx.live, wanted)
+        return None, None, None, *(gradient if want else None for gradient, want in zip(found, wanted, strict=True))
 
 
-def _op_backward(ctx, dy, _):
-    x, weights, scale, kept, *parameters = ctx.saved_tensors
-    x_wanted, weights_wanted, scale_wanted, wanted, *_ = ctx.needs_input_grad
-    wanted = [x_wanted, weights_wanted, scale is not None and scale_wanted, *wanted]
-    found = _mixed_sum_backward(dy, x, weights, scale, parameters, kept, ctx.program, ctx.live, wanted)
-    found = [gradient if want else None for gradient, want in zip(found, wanted, strict=True)]
-    return found[0], found[1], found[2], found[3:], None, None, None
+def _mixed_sum(x, weights, scale, parameters, statistics, program, live):
+    return _Differentiable.apply(program, live, statistics, x, weights, scale, *parameters)
 
 
-_mixed_sum.register_autograd(_op_backward, setup_context=_save)
+_library.impl("mixed_sum", _mixed_sum, "CompositeImplicitAutograd")
 
 
-@register_flop_formula(torch.ops.srnas_fast.mixed_sum)
+@register_flop_formula(torch.ops.srnas_fast.mixed_sum_forward)
 def _(x, weights, scale, parameters, statistics, program, live, *args, **kwargs) -> int:
     return 2 * program_of(program).macs(x, live)
 

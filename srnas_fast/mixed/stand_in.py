@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from srnas_fast.mixed.forms import Form, signature_of
 from srnas_fast.mixed.mixed_op import MixedOp
+from srnas_fast.mixed.unchanged import watch_attributes
 from srnas_fast.primitives.direct import autocast_is_on, transforms_are_on
 
 _KEPT = "_srnas_fast_stand_in"  # where a module keeps its StandIn
@@ -32,17 +33,37 @@ class StandIn:
         self.form, self.merge, self.one_type = form, merge, one_type
         self.settings = settings_of(module, form)
         self.op: MixedOp | None = None
+        self._watch = None
+
+    def ready(self, module: nn.Module) -> MixedOp | None:
+        """The mixed operation over the candidates that the module has now; None where its settings are others than
+        those that were compared.
+
+        A watch over the attributes of the module and of what is around its candidates confirms both in a microsecond.
+        """
+        if self._watch is not None and self._watch.holds():
+            return self.op
+        if settings_of(module, self.form) != self.settings:
+            return None
+        op = self.mixed_op(module)
+        self._watch = self._watched(module)
+        return op
+
+    def _watched(self, module: nn.Module):
+        """The watch; None where something can change behind its back: lists, and candidates that are no submodules."""
+        lists = any(type(value) is list for value in self.settings.values())
+        if lists or not isinstance(getattr(module, self.form.ops), nn.ModuleList | nn.ModuleDict):
+            return None
+        return watch_attributes((part for _, part in around(module, self.form)), without=("training", self.form.index))
 
     def call(self, module: nn.Module, given: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
         """x and the weights of a call like those that were compared; None where it is another."""
-        if settings_of(module, self.form) != self.settings:
-            return None
-        read = self.form.read(module, given, len(self.form.candidates(module)))
+        read = self.form.read(module, given, len(self.op.ops))
         if read is None:
             return None
         x, weights = read
         # Images of odd size may be pooled in another way where they pass by.
-        odd = self.form.parts(module) > 1 and any(size % 2 for size in x.shape[2:])
+        odd = self.op.partial > 1 and any(size % 2 for size in x.shape[2:])
         mixed = self.one_type and (weights.dtype != x.dtype or autocast_is_on(x))
         return None if odd or mixed else read
 
@@ -60,7 +81,7 @@ class StandIn:
         return held
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"op": None}  # made anew where it is loaded
+        return self.__dict__ | {"op": None, "_watch": None}  # made anew where it is loaded
 
 
 def install(module: nn.Module, form: Form, merge: bool, one_type: bool) -> None:
@@ -113,18 +134,29 @@ def _subclass(cls: type[nn.Module]) -> type[nn.Module]:
     signature, own = signature_of(cls), cls.forward
     defaults = {name: p.default for name, p in signature.parameters.items() if p.default is not p.empty}
 
-    @torch.compiler.disable  # a graph break, like the autograd function inside
+    names = [p.name for p in signature.parameters.values()]
+    positional = all(p.kind is p.POSITIONAL_OR_KEYWORD for p in signature.parameters.values())
+
     @wraps(own)
     def forward(self, *args, **kwargs):
+        if torch.compiler.is_compiling():
+            return uncompiled(self, *args, **kwargs)
         stand_in = stand_in_of(self)
         if stand_in is None or cls.forward is not own or not _serves(self):
             return cls.forward(self, *args, **kwargs)
-        given = signature.bind(*args, **kwargs).arguments
+        if positional and not kwargs and len(args) <= len(names):
+            given = dict(zip(names, args, strict=False))  # what is missing has a default, or is missed below
+        else:
+            given = signature.bind(*args, **kwargs).arguments
         known = stand_in.form.arguments(given)
-        call = None
-        if all(name in known or _equal(value, defaults.get(name)) for name, value in given.items()):
+        call, op = None, stand_in.ready(self)
+        if op is not None and all(name in known or _equal(value, defaults.get(name)) for name, value in given.items()):
             call = stand_in.call(self, defaults | given)
-        return cls.forward(self, *args, **kwargs) if call is None else stand_in.mixed_op(self)(*call)
+        return cls.forward(self, *args, **kwargs) if call is None else op(*call)
+
+    @torch.compiler.disable  # one graph break
+    def uncompiled(self, *args, **kwargs):
+        return forward(self, *args, **kwargs)
 
     def __reduce_ex__(self, protocol):
         make, args, *rest = super(subclass, self).__reduce_ex__(max(protocol, 2))
@@ -154,7 +186,7 @@ def _new(cls: type[nn.Module], *args) -> nn.Module:
 
 def _serves(module: nn.Module) -> bool:
     """Whether an autograd function can do what is asked for, with a module that owns its parameters."""
-    replica = getattr(module, "_is_replica", False)  # of nn.DataParallel, which owns none
+    replica = "_is_replica" in module.__dict__  # of nn.DataParallel, which owns none
     return not (replica or torch.jit.is_tracing() or transforms_are_on())
 
 

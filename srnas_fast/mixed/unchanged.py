@@ -5,7 +5,7 @@ where the compiled backend is there, confirms in a few microseconds that nothing
 and every entry is the very object it was. Where it cannot, the photograph is taken anew.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from torch import Tensor, nn
 from torch.nn.modules import module as for_all_modules
@@ -71,6 +71,16 @@ def watch(modules: Iterable[nn.Module], also: Iterable[dict] = ()):
             names = {*names, *state} - {"training"}
         entries += [(state, name, state[name]) for name in names if name in state]
     return compiled.Watch(objects, sizes, entries, contents)
+
+
+def watch_attributes(modules: Iterable[nn.Module], without: Collection[str | None]):
+    """The same for all attributes and submodules of some modules but those named; None without a compiled backend."""
+    compiled = cpu_kernels()
+    if compiled is None:
+        return None
+    states = [module.__dict__ for module in modules]
+    entries = [(state, name, value) for state in states for name, value in state.items() if name not in without]
+    return compiled.Watch([], states, entries, [state["_modules"] for state in states])
 
 
 def shapes_of(tensors: Iterable[Tensor]) -> list:

@@ -1,0 +1,72 @@
+"""A mixed operation as ``torch.compile`` sees it: one operator where a program serves all of it, else a graph break."""
+
+from functools import reduce
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from srnas_fast.mixed.mixed_sum import kinds_of
+from srnas_fast.mixed.prepared import Prepared, bits_of
+from srnas_fast.mixed.unchanged import MODES
+from srnas_fast.mixed.unfold import SETTINGS
+from srnas_fast.primitives.images import wide
+
+
+class Traced(NamedTuple):
+    """What a graph bakes in: a program, which candidates are alive, the paths of its tensors.
+
+    Attributes:
+        kind: the type of the result.
+        statistics: of its norms; empty where they do not move.
+    """
+
+    text: str
+    live: int
+    kind: torch.dtype
+    parameters: list[str]
+    statistics: list[str]
+    moves: bool
+
+
+def look_up(ops: nn.ModuleList, prepared: Prepared, x: Tensor, support, partial: int) -> Traced | None:
+    """What to bake in for images like ``x``, whose numbers do not matter; None where a program does not do it all."""
+    live = prepared.all if support is None else frozenset(k for k, alive in enumerate(support) if alive)
+    if not prepared.takes(x, partial):
+        return None
+    share, alone = prepared.share(x, live, partial)
+    if not alone:
+        return None
+    names = {id(tensor): name for name, tensor in [*ops.named_parameters(), *ops.named_buffers()]}
+    kind = reduce(torch.promote_types, kinds_of(prepared.plan, live, x))
+    parameters = [names[id(tensor)] for tensor in prepared.parameters]
+    statistics = [names[id(tensor)] for tensor in share.statistics]
+    return Traced(share.made.text, bits_of(live), kind, parameters, statistics, share.made.moves)
+
+
+def run(ops: nn.ModuleList, found: Traced, x: Tensor, weights: Tensor, scale: Tensor | None) -> Tensor:
+    """The mixed operation as operators; to be traced, so that the compiler guards what is read here."""
+    for module in ops.modules():
+        for name in SETTINGS.get(type(module), ()):
+            getattr(module, name)
+        if isinstance(module, nn.BatchNorm2d):
+            for name in MODES:
+                getattr(module, name)
+    parameters = [_tensor(ops, path).contiguous() for path in found.parameters]
+    statistics = [_tensor(ops, path) for path in found.statistics]
+    y, kept = torch.ops.srnas_fast.mixed_sum(
+        x.to(wide(x)), weights, scale, parameters, statistics, found.text, found.live
+    )
+    if found.moves:
+        sizes = [x.shape[0], x.shape[2], x.shape[3]]
+        with torch.no_grad():
+            torch.ops.srnas_fast.move_statistics_(statistics, kept.detach(), sizes, found.text, found.live)
+    return y.to(found.kind)
+
+
+def _tensor(ops: nn.ModuleList, path: str) -> Tensor:
+    *parents, name = path.split(".")
+    module = ops
+    for parent in parents:
+        module = getattr(module, parent)
+    return getattr(module, name)
