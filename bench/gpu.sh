@@ -58,7 +58,8 @@ bench() {
 # mixed BENCH [OPTION...]: all mixed operations, the three that count most beside all peers, the others without the one
 # that compiles longest.
 mixed() {
-    local case peers=(--peer eager --peer checkpoint --peer compile --peer srnas_fast --peer srnas_fast-unmerged)
+    local case peers=(--peer eager --peer checkpoint --peer selective --peer compile)
+    peers+=(--peer srnas_fast --peer srnas_fast-unmerged)
     for case in "${headline[@]}"; do
         bench "$@" --gib 11 --case "$case"
     done

@@ -11,7 +11,7 @@ import torch
 import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from cases import Depthwise, Mixed, Step, TwoGraphs
 from srnas_fast import MixedOp
@@ -28,13 +28,21 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 class CheckpointedMixedOp(PlainMixedOp):
     """The peer that users reach for: torch.utils.checkpoint around each candidate."""
 
+    settings = {}
+
     def mixed(self, x, weights, support):
         live = support or [True] * len(self.ops)
         return sum(
-            w * checkpoint(op, x, use_reentrant=False)
+            w * checkpoint(op, x, use_reentrant=False, **self.settings)
             for w, op, alive in zip(weights, self.ops, live, strict=True)
             if alive
         )
+
+
+class SelectiveMixedOp(CheckpointedMixedOp):
+    """torch's selective checkpointing: what convolutions return, which is dear, is kept; the rest is computed again."""
+
+    settings = {"context_fn": partial(create_selective_checkpoint_contexts, [torch.ops.aten.convolution.default])}
 
 
 def compiled(ops: Iterable[nn.Module], **settings) -> nn.Module:
@@ -61,6 +69,7 @@ def compiled_on_budget(ops: Iterable[nn.Module], **settings) -> nn.Module:
 PEERS: dict[str, Callable[..., nn.Module]] = {
     "eager": PlainMixedOp,
     "checkpoint": CheckpointedMixedOp,
+    "selective": SelectiveMixedOp,
     "compile": compiled,
     "compile-budget": compiled_on_budget,
     "srnas_fast": MixedOp,
@@ -141,7 +150,12 @@ class Job:
 
 
 def mixed_job(case: Mixed, peer: str, layout: str, dtype: torch.dtype = torch.float32) -> Job:
-    """The same numbers for every peer, layout and type; the gradients of x, of the weights and of all parameters."""
+    """A peer's job; the same numbers for every peer, layout and type."""
+    return job_of(case, PEERS[peer], layout, dtype)
+
+
+def job_of(case: Mixed, make: Callable[..., nn.Module], layout: str, dtype: torch.dtype = torch.float32) -> Job:
+    """The job of a mixed operation, however it is made; the gradients of x, of the weights and of all parameters."""
     torch.manual_seed(0)
     place = {"device": DEVICE, "dtype": dtype}
     n, c, h, w = case.shape
@@ -151,7 +165,7 @@ def mixed_job(case: Mixed, peer: str, layout: str, dtype: torch.dtype = torch.fl
     sizes = case.shape, (n, c, -(-h // case.stride), -(-w // case.stride))
     x, dy = (torch.empty(size, **place, memory_format=LAYOUTS[layout]) for size in sizes)
     x.requires_grad_()
-    op = PEERS[peer](ops, partial=case.partial)
+    op = make(ops, partial=case.partial)
     job = Job(lambda *support: op(x, weights, *support), x, [x, weights, *ops.parameters()], dy)
     job.draw(0)
     return job

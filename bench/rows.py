@@ -1,5 +1,6 @@
 """The rows of a bench: where they were measured, as a table on the terminal, as lines of a CSV file."""
 
+import argparse
 import csv
 import subprocess
 import time
@@ -13,6 +14,7 @@ from srnas_fast.backends.report import processor
 from srnas_fast.report import show_table
 
 RESULTS = Path(__file__).parent / "results"
+SLOWER = 1.05  # than recorded, from where on a row is marked
 Row = dict[str, str | float | None]
 Read = list[dict[str, str]]  # rows as a file has them
 
@@ -104,3 +106,61 @@ def read(file: Path) -> Read:
     """All rows of a CSV file, as text."""
     with open(file, newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
+
+
+def add_reference(parser: argparse.ArgumentParser, name: str) -> None:
+    """The option --reference of a bench that writes a file of that name."""
+    told = f"in the end compare with the rows of FILE, without one with those of bench/results/{name}"
+    parser.add_argument("--reference", type=Path, nargs="?", const=RESULTS / name, metavar="FILE", help=told)
+
+
+def recorded(file: Path | None) -> Read | None:
+    """The rows to compare with, None if nobody asked for it; to be read before the bench adds its own to them.
+
+    In bench/results a file may be missing, as long as nothing was recorded.
+    """
+    if file is None:
+        return None
+    if not file.exists() and file.parent != RESULTS:
+        raise SystemExit(f"there is no {file} to compare with; give a CSV file that this bench wrote")
+    return read(file) if file.exists() else []
+
+
+def compare(measured: list[Row], known: Read | None, time: str) -> None:
+    """Print a table of what was measured beside the newest that was recorded of the same processor, number of threads,
+    case, peer and layout; nothing if there are no recorded rows to look at, since nobody asked.
+
+    ``time`` is the figure that is compared. A machine is faster on one day than on another, by more than what a change
+    of the code costs, and eager, which the code has no part in, with it. So a ! marks what takes a multiple of eager of
+    its own run, case and layout that is more than ``SLOWER`` times what it was then: never eager itself. Where one of
+    the runs has no eager, the times alone decide.
+    """
+    if known is None:
+        return
+    columns = ["case", "peer", "layout", "then", "now", "now / then", "of eager then", "of eager now", "slower"]
+    newest = {kind_of(row): row for row in sorted(known, key=lambda row: row["time"]) if row.get(time)}
+    rows = []
+    for row in measured:
+        then = newest.get(kind_of(row))
+        if then and row.get(time):
+            before, after = float(then[time]), float(row[time])
+            eager = of_eager(then, known, time), of_eager(row, measured, time)
+            ratio = after / before if None in eager else eager[1] / eager[0]
+            mark = "!" if ratio > SLOWER else ""
+            rows.append([row["case"], row["peer"], row["layout"], before, after, after / before, *eager, mark])
+    if rows:
+        show_table(f"Beside what was recorded: {time}; !: more than {SLOWER - 1:.0%} slower", columns, rows)
+    else:
+        print("nothing recorded is of this processor, number of threads, and one of these cases, peers and layouts")
+
+
+def kind_of(row: Row) -> tuple:
+    """What rows that may be compared have in common."""
+    return *(row[name] for name in ("device", "case", "peer", "layout")), str(row["threads"])
+
+
+def of_eager(row: Row, rows: list[Row] | Read, time: str) -> float | None:
+    """A row's time as a multiple of that of eager in the same run, case and layout; None without it."""
+    key = kind_of(row | {"peer": "eager"}), row["time"]
+    eager = [other[time] for other in rows if (kind_of(other), other["time"]) == key and other.get(time)]
+    return float(row[time]) / float(eager[-1]) if eager else None

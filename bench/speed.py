@@ -9,6 +9,9 @@ On a GPU a peer's turn is ten passes in a row, which nothing waits for, timed by
 launches cost what they cost in a network, where the next one is prepared while the last one computes, and x is in the
 caches as after the operation that made it. A search step is timed by the clock, and a step before it in the same turn
 is not: it leaves the allocator and the caches as a search has them. The first turns are not counted. TF32 is off.
+
+--reference compares in the end with what was recorded before; see compare() in bench/rows.py. The cases `sparsity` and
+`simplex` have no part in it.
 """
 
 import gc
@@ -35,7 +38,7 @@ from peers import (
     release,
     step_peers,
 )
-from rows import Row, report
+from rows import Row, add_reference, compare, recorded, report
 from sparsity import FIGURES as SPARSITY_FIGURES
 from sparsity import SPARSITY, rows_of
 
@@ -153,8 +156,10 @@ def main() -> None:
     parser.add_argument("--case", choices=with_groups(cases), action="append", help="again for more; default: all")
     parser.add_argument("--peer", choices=ALL_PEERS, action="append", help="again for more; default: all")
     parser.add_argument("--rounds", type=int, help="default: 15, of search steps 3, of sparsity/dlsr 5")
+    add_reference(parser, "speed.csv")
     arguments = parser.parse_args()
     peers, place = arguments.peer or ALL_PEERS, prepare(parser, arguments.gib)
+    known, measured = recorded(arguments.reference), []
     for case in chosen(arguments.case, cases):
         if case in SPARSITY:
             what, rows = rows_of(case, peers, arguments.rounds)
@@ -164,6 +169,8 @@ def main() -> None:
         rounds = arguments.rounds or (3 if case in STEPS else 15)
         rows = measure(makers, rounds)
         report(case, f"{what}, {rounds} rounds", rows, FIGURES, place, arguments.out / "speed.csv")
+        measured += [{"case": case, **row, **place} for row in rows]
+    compare(measured, known, "total, ms")
 
 
 if __name__ == "__main__":

@@ -61,37 +61,59 @@ std::vector<Statistics<T>> statistics_of(const Addresses& addresses) {
     return all;
 }
 
-// sizes: images, height and width of x
 template <class T>
-void program_forward(const Program& program, int threads, const Sizes& sizes, Address x,
-                     const Sizes& x_strides, const std::vector<double>& weights, double scale, uint64_t live,
+std::vector<double> weights_of(const Program& program, Address weights) {
+    const T* const first = at<const T>(weights);
+    return {first, first + program.candidates.size()};
+}
+
+template <class T>
+T scale_of(Address scale) {
+    return scale ? *at<const T>(scale) : T(1);
+}
+
+// sizes: images, height and width of x; scale: 0 for one. Returns whether it has computed: not with NaN among
+// the weights.
+template <class T>
+bool program_forward(const Program& program, int threads, const Sizes& sizes, Address x,
+                     const Sizes& x_strides, Address weights, Address scale, uint64_t live,
                      const Addresses& parameters, const Addresses& statistics, Address kept, Address y,
                      const Sizes& y_strides) {
     const Unlocked unlocked;
+    const auto values = weights_of<T>(program, weights);
+    for (const double value : values) {
+        if (value != value) return false;
+    }
     const auto at_slots = all_at<const T>(parameters);
     const auto running = statistics_of<T>(statistics);
-    const Call<T> call{program,         threads,        sizes[0],
-                       sizes[1],        sizes[2],       tensor_at<Tensor<const T>>(x, x_strides),
-                       weights.data(),  T(scale),       live,
-                       at_slots.data(), running.data(), at<T>(kept)};
+    const Call<T> call{program,        threads,
+                       sizes[0],       sizes[1],
+                       sizes[2],       tensor_at<Tensor<const T>>(x, x_strides),
+                       values.data(),  scale_of<T>(scale),
+                       live,           at_slots.data(),
+                       running.data(), at<T>(kept)};
     run_forward(call, tensor_at<Tensor<T>>(y, y_strides));
+    return true;
 }
 
 // dweights, dscale and the gradients: 0 where not wanted.
 template <class T>
 void program_backward(const Program& program, int threads, const Sizes& sizes, Address x,
-                      const Sizes& x_strides, const std::vector<double>& weights, double scale, uint64_t live,
+                      const Sizes& x_strides, Address weights, Address scale, uint64_t live,
                       const Addresses& parameters, Address kept, Address dy, const Sizes& dy_strides,
                       Address dx, const Sizes& dx_strides, Address dweights, Address dscale,
                       const Addresses& gradients) {
     const Unlocked unlocked;
+    const auto values = weights_of<T>(program, weights);
     const auto at_slots = all_at<const T>(parameters);
     const auto wanted = all_at<T>(gradients);
-    std::vector<double> of_weights(dweights ? weights.size() : 0);
-    const Call<T> call{program,         threads,  sizes[0],
-                       sizes[1],        sizes[2], tensor_at<Tensor<const T>>(x, x_strides),
-                       weights.data(),  T(scale), live,
-                       at_slots.data(), nullptr,  at<T>(kept)};
+    std::vector<double> of_weights(dweights ? values.size() : 0);
+    const Call<T> call{program,       threads,
+                       sizes[0],      sizes[1],
+                       sizes[2],      tensor_at<Tensor<const T>>(x, x_strides),
+                       values.data(), scale_of<T>(scale),
+                       live,          at_slots.data(),
+                       nullptr,       at<T>(kept)};
     run_backward<T>(call, tensor_at<Tensor<const T>>(dy, dy_strides),
                     {tensor_at<Tensor<T>>(dx, dx_strides), dweights ? of_weights.data() : nullptr,
                      at<T>(dscale), wanted.data()});

@@ -49,6 +49,30 @@ for name in ("hinas", "hinas-wide", "dlsr", "pc-darts"):
         assert held <= forward and max(forward, backward) <= peak + 1024 < 2 * held
 
 
+def test_selective_checkpointing_keeps_what_convolutions_return_and_has_the_same_gradients(bench):
+    result = bench("""
+from dataclasses import replace
+import torch
+from cases import MIXED
+from memory import error, live
+from peers import mixed_job
+result = {}
+for name in ("hinas", "dlsr", "pc-darts-partial-reduce"):
+    small, found = replace(MIXED[name], shape=(2, MIXED[name].shape[1], 12, 12)), {}
+    jobs = {peer: mixed_job(small, peer, "NCHW", torch.float64) for peer in ("eager", "checkpoint", "selective")}
+    exact = jobs["eager"].backward(jobs["eager"].forward())
+    for peer, job in jobs.items():
+        found[peer] = [error([job.backward(job.forward())], [exact]), live(job)[0] / job.x.nbytes]
+    result[name] = found
+""")
+    for found in result.values():
+        assert found["selective"][0] < 1e-12
+        assert found["checkpoint"][1] < found["selective"][1] < found["eager"][1]
+    for name, convolutions in {"hinas": 11, "dlsr": 11}.items():  # each returns as much as x
+        more = result[name]["selective"][1] - result[name]["checkpoint"][1]
+        assert more == pytest.approx(convolutions, abs=0.05)
+
+
 def test_memory_rows_and_a_peer_that_fails(bench):
     result = bench("""
 from dataclasses import replace
@@ -139,6 +163,7 @@ def test_sparse_steps_beside_full_ones(bench):
 from dataclasses import replace
 from torch.utils._python_dispatch import TorchDispatchMode
 import cases, sparsity
+from srnas_fast.mixed import program
 
 class Clock(TorchDispatchMode):  # a millisecond for each operator, however busy the machine is
     time = 0
@@ -148,6 +173,7 @@ class Clock(TorchDispatchMode):  # a millisecond for each operator, however busy
 
 cases.MIXED["dlsr"] = replace(cases.MIXED["dlsr"], shape=(1, 2, 5, 6))
 sparsity.MOST_SETS, sparsity.now = 2, lambda: Clock.time
+program.enabled = False  # it is one operator, however many candidates are alive
 with Clock():
     what, rows = sparsity.rows_of("sparsity/dlsr", ["srnas_fast", "compile", "eager"], 1)
 result = [what, rows, sparsity.supports(9)]
@@ -192,7 +218,7 @@ result = [moved, rows, times, of_one_level]
 """)
     moved, rows, times, of_one_level = result
     first, *others = [np.array(gradient) for gradient, _ in moved.values()]
-    assert len(others) == 11 and np.abs(first).max() > 0.01
+    assert len(others) == 13 and np.abs(first).max() > 0.01
     assert all(np.abs(other - first).max() < 1e-4 * np.abs(first).max() for other in others)
     assert all(len(seen) == 3 and all(seen) for _, seen in moved.values())  # the layout asked for
     peaks = {row["peer"]: row["peak, MiB"] for row in rows if row["layout"] == "NCHW"}

@@ -108,9 +108,9 @@ def test_the_times_that_the_pieces_have():
 def test_a_cap_needs_a_gpu(bench):
     result = bench("""
 import contextlib, io, sys
-import drop_in, memory, search, speed
+import drop_in, memory, overhead, search, speed
 result = []
-for module, gib in [(memory, "11"), (speed, "11"), (drop_in, "11"), (search, "11"), (memory, "0")]:
+for module, gib in [(memory, "11"), (speed, "11"), (drop_in, "11"), (search, "11"), (overhead, "11"), (memory, "0")]:
     sys.argv, told = ["bench", "--gib", gib], io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
@@ -118,9 +118,9 @@ for module, gib in [(memory, "11"), (speed, "11"), (drop_in, "11"), (search, "11
     except SystemExit as stop:
         result.append([stop.code, told.getvalue().splitlines()[-1]])
 """)
-    assert [code for code, _ in result] == [2] * 5
-    assert all("--gib 11 caps the memory of a GPU, and PyTorch sees none" in line for _, line in result[:4])
-    assert "--gib is 0; give the GiB" in result[4][1]
+    assert [code for code, _ in result] == [2] * 6
+    assert all("--gib 11 caps the memory of a GPU, and PyTorch sees none" in line for _, line in result[:5])
+    assert "--gib is 0; give the GiB" in result[5][1]
 
 
 def test_a_cap_binds_only_a_larger_card_and_the_rows_tell(bench):

@@ -3,11 +3,9 @@ import torch
 
 from srnas_fast.primitives.images import address, addresses, empty_output
 from srnas_fast.primitives.multi_depthwise import depthwise_sizes
-from srnas_fast.primitives.separable_sum import (
-    separable_gradient_reference,
-    separable_moments_reference,
-    separable_sum_reference,
-)
+from srnas_fast.primitives.separable_gradient import separable_gradient_reference
+from srnas_fast.primitives.separable_moments import separable_moments_reference
+from srnas_fast.primitives.separable_sum import separable_sum_reference
 
 NCHW, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
 SIZES, DILATIONS = [3, 5, 1], [2, 1, 1]

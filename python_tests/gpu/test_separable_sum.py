@@ -13,11 +13,9 @@ from srnas_fast.primitives import (
     separable_sum_,
 )
 from srnas_fast.primitives.images import dense_format, output_size
-from srnas_fast.primitives.separable_sum import (
-    separable_gradient_reference,
-    separable_moments_reference,
-    separable_sum_reference,
-)
+from srnas_fast.primitives.separable_gradient import separable_gradient_reference
+from srnas_fast.primitives.separable_moments import separable_moments_reference
+from srnas_fast.primitives.separable_sum import separable_sum_reference
 
 SUM, MOMENTS, GRADIENT = (
     ["separable_sum", "separable_gradient"],

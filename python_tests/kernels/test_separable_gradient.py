@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from srnas_fast.primitives.separable_sum import separable_gradient_reference
+from srnas_fast.primitives.separable_gradient import separable_gradient_reference
 
 KERNELS = [(3, 2), (1, 1)]  # (size, dilation) of each candidate
 

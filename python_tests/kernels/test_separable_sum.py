@@ -6,7 +6,8 @@ import torch
 pytest.importorskip("triton")
 
 from srnas_fast.kernels.separable_sum import separable_moments, separable_sum
-from srnas_fast.primitives.separable_sum import separable_moments_reference, separable_sum_reference
+from srnas_fast.primitives.separable_moments import separable_moments_reference
+from srnas_fast.primitives.separable_sum import separable_sum_reference
 
 
 def image(device, layout, channels, size=(5, 7), dtype=torch.float32):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from srnas_fast import MixedOp
-from srnas_fast.mixed import PlainMixedOp, Sine, Zero
+from srnas_fast.mixed import PlainMixedOp, Sine, Zero, program
 
 ACTIVATIONS = {
     "none": lambda: [],
@@ -174,6 +174,84 @@ def test_float64_gradients_are_exact(case):
     )
     for a, b in zip(ours.buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@st.composite
+def wishes(draw):
+    """A case with more around it: which gradients are wanted, norms that are frozen, how x lies in memory."""
+    case = draw(cases())
+    case["channels_last"] = False
+    return case | {
+        "wanted": draw(st.lists(st.booleans(), min_size=3, max_size=9)),
+        "frozen": draw(st.booleans()),
+        "partial": draw(st.sampled_from([1, 1, 2])),
+        "lies": draw(st.sampled_from(["dense", "channels_last", "slice", "slice of channels_last", "transposed"])),
+    }
+
+
+def laid(x, how):
+    """The same numbers, otherwise in memory."""
+    n, c, h, w = x.shape
+    if how == "channels_last":
+        return x.contiguous(memory_format=torch.channels_last)
+    if how == "transposed":
+        return x.transpose(2, 3).contiguous().transpose(2, 3)
+    if "slice" in how:
+        room = torch.full((n, c + 3, h + 2, w + 5), torch.nan, dtype=x.dtype)
+        room = room.contiguous(memory_format=torch.channels_last) if "last" in how else room
+        room[:, 2 : 2 + c, 1 : 1 + h, 3 : 3 + w] = x
+        return room[:, 2 : 2 + c, 1 : 1 + h, 3 : 3 + w]
+    return x
+
+
+def wanted_gradients(op, case):
+    """y, the gradients that the case wants, and the running statistics."""
+    partial = case["partial"]
+    torch.manual_seed(case["seed"] + 1)
+    n, c, h, w = case["shape"]
+    x = torch.randn(n, c * partial, 2 * h if partial > 1 else h, 2 * w if partial > 1 else w, dtype=torch.float64)
+    weights = torch.rand(len(case["makers"]), dtype=torch.float64)
+    edge = torch.tensor(0.7, dtype=torch.float64) if partial > 1 else None
+    if case["frozen"]:
+        for module in op.modules():
+            if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
+                module.eval()
+    inputs = [laid(x, case["lies"]).detach(), weights, edge, *op.parameters()]
+    wants = [t for i, t in enumerate(inputs) if t is not None and case["wanted"][i % len(case["wanted"])]]
+    for tensor in inputs[3:]:
+        tensor.requires_grad_(any(tensor is want for want in wants))
+    for tensor in wants:
+        tensor.requires_grad_()
+    y = op(*inputs[:2], case["support"], edge)
+    if not wants:
+        return [y, *(buffer.double() for buffer in op.buffers())]
+    torch.manual_seed(5)
+    dy = torch.randn(y.shape, dtype=torch.float64)
+    found = torch.autograd.grad(y, wants, dy, allow_unused=True) if y.requires_grad else [None] * len(wants)
+    found = [torch.zeros_like(want) if got is None else got for want, got in zip(wants, found, strict=True)]
+    return [y, *found, *(buffer.double() for buffer in op.buffers())]
+
+
+@settings(max_examples=150, deadline=None)
+@given(wishes())
+def test_a_program_its_branches_and_plain_autograd_agree(case):
+    """Whatever the candidates, shapes, strides, supports, modes, layouts and wanted gradients."""
+    results = []
+    for kind, programs in [(PlainMixedOp, False), (MixedOp, True), (MixedOp, False)]:
+        options = {"partial": case["partial"]} | ({"merge": case["merge"]} if kind is MixedOp else {})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(program, "enabled", programs)
+            try:
+                results.append(wanted_gradients(make(case, kind, **options), case))
+            except ValueError as error:  # a batch of one pixel
+                results.append(str(error)[:40])
+    plain, *ours = results
+    for found in ours:
+        if isinstance(plain, str):
+            assert found == plain
+            continue
+        assert [t.shape for t in found] == [t.shape for t in plain]
+        assert max(relative(found, plain)) <= 1e-10
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)  # its bound is one of rounding, not of mathematics

@@ -4,16 +4,13 @@ from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 from srnas_fast.errors import InputError
-from srnas_fast.primitives.separable_sum import (
+from srnas_fast.primitives.separable_gradient import (
     separable_gradient,
     separable_gradient_,
     separable_gradient_reference,
-    separable_moments,
-    separable_moments_reference,
-    separable_sum,
-    separable_sum_,
-    separable_sum_reference,
 )
+from srnas_fast.primitives.separable_moments import separable_moments, separable_moments_reference
+from srnas_fast.primitives.separable_sum import separable_sum, separable_sum_, separable_sum_reference
 
 # (N, C, H, W), O, kernels as (size, dilation), stride. Several blocks of rows need about 80 KiB in an image.
 CASES = [

@@ -9,6 +9,7 @@ from torch import Tensor
 from srnas_fast.backends.choice import on_its_device
 from srnas_fast.backends.cpu import cpu_kernels
 from srnas_fast.backends.cuda import cuda_kernels
+from srnas_fast.backends.openmp import threads
 
 PARTS = {torch.float32: "float32", torch.float64: "float64"}  # of a module
 
@@ -36,7 +37,7 @@ def compiled_kernel(name: str, *tensors: Tensor) -> Callable[..., None] | None:
         if tensor.dtype is not kind:
             return None
     if first.is_cpu and (module := cpu_kernels()):
-        return partial(getattr(getattr(module, PARTS[kind]), name), torch.get_num_threads(), first.new_empty)
+        return partial(getattr(getattr(module, PARTS[kind]), name), threads(), first.new_empty)
     module = cuda_kernels(name, kind, first.device)
     if module is None:
         return None

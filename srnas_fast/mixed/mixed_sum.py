@@ -1,6 +1,5 @@
 """The autograd function under ``MixedOp``: runs a plan forward, and backward from the input alone."""
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 
@@ -49,8 +48,6 @@ class ProgramSum(torch.autograd.Function):
         found = share.backward(dy.to(dtype), x.to(dtype), weights, scale, parameters, ctx.kept, live, wanted)
         if found[0] is not None:
             found[0] = found[0].to(x.dtype)
-        if len(live) < len(share.slots):
-            _zeros_of_dead(share.slots, live, parameters, wanted[3:], found, first=3)
         return None, None, None, *found
 
 
@@ -131,10 +128,11 @@ class MixedSum(torch.autograd.Function):
                 if weights_wanted:
                     returned.dweights += dweights
         dx = ctx.opaque.backward(returned, dx, dy, x, weights)
-        slots = {
-            k: [*plan.slots.get(k, ()), *ctx.opaque.places.get(k, {}).values()] for k in range(len(plan.recognised))
-        }
-        _zeros_of_dead(slots, ctx.live, parameters, wanted, returned.found)
+        for k in set(range(len(plan.recognised))) - ctx.live:
+            # Zeros, not None: with weight zero these parameters are in use, so that decay and momentum act.
+            for slot in [*plan.slots.get(k, ()), *ctx.opaque.places.get(k, {}).values()]:
+                if wanted[slot] and returned.found[slot] is None:
+                    returned.found[slot] = torch.zeros_like(parameters[slot])
         dweights = None if returned.dweights is None else returned.dweights.to(weights.dtype)
         if ctx.partial == 1:
             dwhole = None if dx is None else _outer(dx, x.dtype, x)
@@ -150,20 +148,6 @@ def _refuse_second_order() -> None:
             "MixedOp has first-order gradients only: its backward pass recomputes the candidates and keeps no "
             "graph, so create_graph=True cannot work; use srnas_fast.mixed.PlainMixedOp for second order"
         )
-
-
-def _zeros_of_dead(
-    slots: dict[int, list[int]],
-    live: frozenset[int],
-    parameters: Sequence[Tensor],
-    wanted: Sequence[bool],
-    found: list[Tensor | None],
-    first: int = 0,
-) -> None:
-    """Zeros, not None: with weight zero these parameters are in use, so that decay and momentum act."""
-    for slot in (slot for k in slots.keys() - live for slot in slots[k]):
-        if wanted[slot] and found[first + slot] is None:
-            found[first + slot] = torch.zeros_like(parameters[slot])
 
 
 def _conv_dtype(x: Tensor) -> torch.dtype:

@@ -30,8 +30,8 @@ class Share:
         plan = prepared.plan
         self.made, self.candidates = made, candidates
         self.dense, self.statistics = prepared.dense, statistics
+        self.shapes = [parameter.shape for parameter in prepared.parameters]
         self.at = addresses(prepared.parameters), addresses(statistics)
-        self.slots = {k: plan.slots.get(k, []) for k in range(len(plan.recognised))}
         self.norms = [m.stage.norm for k in candidates for m in plan.members.get(k, ()) if uses_batch(m.stage.norm)]
 
     def forward(
@@ -58,16 +58,18 @@ class Share:
         live: frozenset[int],
         wanted: Sequence[bool],
     ) -> list[Tensor | None]:
-        """The gradients of x, weights, scale and parameters, None where not wanted or not of a live candidate.
+        """The gradients of x, weights, scale and parameters, None where not wanted or of no candidate of the program's.
 
         ``parameters`` may go on beyond those of the program.
         """
         more = len(wanted) - 3 - len(self.at[0])
         if more:
             parameters, wanted = parameters[:-more], wanted[:-more]
-        if len(live) < len(self.slots):
-            own = {slot for k in live for slot in self.slots[k]}
-            wanted = [*wanted[:3], *(want and slot in own for slot, want in enumerate(wanted[3:]))]
+        if [parameter.shape for parameter in parameters] != self.shapes:
+            raise RuntimeError(
+                "the parameters of a MixedOp have other shapes than in the forward pass; something set their .data "
+                "before the backward pass"
+            )
         if not self.dense:
             parameters = [parameter.contiguous() for parameter in parameters]
         found = programs.backward(dy, x, weights, scale, parameters, kept, self.made, bits_of(live), wanted)

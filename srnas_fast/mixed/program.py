@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from srnas_fast.backends import cpu_kernels
 from srnas_fast.backends.compiled import PARTS
+from srnas_fast.backends.openmp import threads
 from srnas_fast.errors import InputError
 from srnas_fast.mixed.call import Member
 from srnas_fast.mixed.layers import Sine
@@ -57,6 +58,7 @@ class Program:
             )
         self.channels, self.outputs, self.stride, self.partial, self.merge, self.candidates = self.description
         self._kept: dict[int, int] = {}
+        self._slots: dict[int, tuple[frozenset[int], frozenset[int]]] = {}
 
     @cached_property
     def compiled(self):
@@ -89,6 +91,14 @@ class Program:
     def moves(self) -> bool:
         """Whether running statistics follow a batch."""
         return any(stage[13] for stage in self._stages())
+
+    def slots(self, live: int) -> tuple[frozenset[int], frozenset[int]]:
+        """Where the parameters of the live candidates stand, and those of the dead ones."""
+        if live not in self._slots:
+            own = {slot for stage in self._stages(live) for slot in stage[16]}
+            dead = {slot for stage in self._stages(~live) for slot in stage[16]}
+            self._slots[live] = frozenset(own), frozenset(dead - own)
+        return self._slots[live]
 
     def normed(self, live: int) -> bool:
         """Whether a live candidate takes the statistics of its batch."""
@@ -204,14 +214,11 @@ def _stage(member: Member, channels: int, norms: list[nn.Module]) -> tuple:
 # ---------------------------------------------------------------------------------------------------------- two calls
 
 
-def _weights(weights: Tensor) -> list[float]:
-    values = weights.tolist()
-    if any(value != value for value in values):
-        raise InputError(
-            f"MixedOp weights hold NaN: {values}; the run has diverged, so lower the "
-            "learning rates or look for the first NaN in the loss"
-        )
-    return values
+def _numbers(x: Tensor, values: Tensor | None) -> Tensor | None:
+    """Weights, or a scale, as programs read them."""
+    if values is None or (values.dtype is x.dtype and values.is_contiguous()):
+        return values
+    return values.to(x.dtype).contiguous()
 
 
 def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
@@ -235,16 +242,16 @@ def _forward(
     live: int,
 ) -> tuple[Tensor, Tensor]:
     """y and what its backward pass needs; parameters and statistics by their addresses."""
-    values = _weights(weights)
+    weights, scale = _numbers(x, weights), _numbers(x, scale)
     y, kept = _empty(x, made.result_shape(x)), torch.empty(made.kept(live), dtype=x.dtype)
-    made.calls[x.dtype].program_forward(
+    computed = made.calls[x.dtype].program_forward(
         made.compiled,
-        torch.get_num_threads(),
+        threads(),
         _sizes(x),
         x.data_ptr(),
         x.stride(),
-        values,
-        1.0 if scale is None else scale.item(),
+        weights.data_ptr(),
+        address(scale),
         live,
         parameters,
         statistics,
@@ -252,6 +259,11 @@ def _forward(
         y.data_ptr(),
         y.stride(),
     )
+    if not computed:
+        raise InputError(
+            f"MixedOp weights hold NaN: {weights.tolist()}; the run has diverged, so lower the "
+            "learning rates or look for the first NaN in the loss"
+        )
     return y, kept
 
 
@@ -268,20 +280,23 @@ def _backward(
 ) -> list[Tensor | None]:
     """The gradients of x, weights, scale and parameters, None where not wanted."""
     x_wanted, weights_wanted, scale_wanted, *each_wanted = wanted
+    values, factor = _numbers(x, weights), _numbers(x, scale)
     dx = _empty(x, x.shape) if x_wanted else None
     dweights = torch.empty(weights.shape, dtype=x.dtype) if weights_wanted else None
     dscale = torch.empty((), dtype=x.dtype) if scale_wanted else None
+    own, dead = made.slots(live)
     found = [
-        torch.empty_like(parameter) if want else None for parameter, want in zip(parameters, each_wanted, strict=True)
+        torch.empty_like(parameter) if want and slot in own else None
+        for slot, (parameter, want) in enumerate(zip(parameters, each_wanted, strict=True))
     ]
     made.calls[x.dtype].program_backward(
         made.compiled,
-        torch.get_num_threads(),
+        threads(),
         _sizes(x),
         x.data_ptr(),
         x.stride(),
-        weights.tolist(),
-        1.0 if scale is None else scale.item(),
+        values.data_ptr(),
+        address(factor),
         live,
         addresses(parameters),
         kept.data_ptr(),
@@ -293,6 +308,10 @@ def _backward(
         address(dscale),
         list(map(address, found)),
     )
+    for slot in dead:
+        # Zeros, not None: with weight zero these parameters are in use, so that decay and momentum act.
+        if slot >= 0 and each_wanted[slot]:
+            found[slot] = torch.zeros_like(parameters[slot])
     if dweights is not None and weights.dtype is not x.dtype:
         dweights = dweights.to(weights.dtype)
     if dscale is not None and scale.dtype is not x.dtype:

@@ -18,6 +18,7 @@ class Traced(NamedTuple):
 
     Attributes:
         kind: the type of the result.
+        facts: what decided about it.
         statistics: of its norms; empty where they do not move.
     """
 
@@ -27,6 +28,7 @@ class Traced(NamedTuple):
     parameters: list[str]
     statistics: list[str]
     moves: bool
+    facts: list
 
 
 def look_up(ops: nn.ModuleList, prepared: Prepared, x: Tensor, support, partial: int) -> Traced | None:
@@ -41,17 +43,26 @@ def look_up(ops: nn.ModuleList, prepared: Prepared, x: Tensor, support, partial:
     kind = reduce(torch.promote_types, kinds_of(prepared.plan, live, x))
     parameters = [names[id(tensor)] for tensor in prepared.parameters]
     statistics = [names[id(tensor)] for tensor in share.statistics]
-    return Traced(share.made.text, bits_of(live), kind, parameters, statistics, share.made.moves)
+    return Traced(share.made.text, bits_of(live), kind, parameters, statistics, share.made.moves, facts(ops))
+
+
+def facts(ops: nn.ModuleList) -> list:
+    """What decides about a program besides the modules' types."""
+    found = []
+    for module in ops.modules():
+        for name in SETTINGS.get(type(module), ()):
+            found.append(getattr(module, name))
+        if isinstance(module, nn.BatchNorm2d):
+            for name in MODES:
+                found.append(getattr(module, name))
+    return found
 
 
 def run(ops: nn.ModuleList, found: Traced, x: Tensor, weights: Tensor, scale: Tensor | None) -> Tensor:
-    """The mixed operation as operators; to be traced, so that the compiler guards what is read here."""
-    for module in ops.modules():
-        for name in SETTINGS.get(type(module), ()):
-            getattr(module, name)
-        if isinstance(module, nn.BatchNorm2d):
-            for name in MODES:
-                getattr(module, name)
+    """The mixed operation as operators; to be traced."""
+    # The compiler guards what is looked at here: where it changes, it looks the program up anew.
+    for now, baked in zip(facts(ops), found.facts, strict=True):
+        assert now == baked
     parameters = [_tensor(ops, path).contiguous() for path in found.parameters]
     statistics = [_tensor(ops, path) for path in found.statistics]
     y, kept = torch.ops.srnas_fast.mixed_sum(

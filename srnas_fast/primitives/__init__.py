@@ -9,13 +9,9 @@ from srnas_fast.primitives.narrow_convolution import (
     narrow_convolution_moments,
 )
 from srnas_fast.primitives.pool import pool, pool_backward
-from srnas_fast.primitives.separable_sum import (
-    separable_gradient,
-    separable_gradient_,
-    separable_moments,
-    separable_sum,
-    separable_sum_,
-)
+from srnas_fast.primitives.separable_gradient import separable_gradient, separable_gradient_
+from srnas_fast.primitives.separable_moments import separable_moments
+from srnas_fast.primitives.separable_sum import separable_sum, separable_sum_
 from srnas_fast.primitives.shuffle_concat import shuffle_concat, shuffle_concat_backward
 from srnas_fast.primitives.simplex_project import simplex_project
 from srnas_fast.primitives.weighted_sum import weighted_sum, weighted_sum_, weighted_sum_backward

@@ -1,0 +1,166 @@
+"""``torch.compile`` of mixed operations: one operator where a program serves, and the same numbers."""
+
+import pytest
+import torch
+import torch._dynamo
+from torch import nn
+
+from srnas_fast import MixedOp
+from srnas_fast.backends import cpu_kernels
+from srnas_fast.mixed import PlainMixedOp, program
+
+pytestmark = pytest.mark.skipif(cpu_kernels() is None, reason="programs are run by the compiled CPU backend")
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    monkeypatch.setattr(program, "enabled", True)
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def candidates(channels=4):
+    def conv(size, groups=1):
+        return nn.Conv2d(channels, channels, size, 1, size // 2, 1, groups, bias=False)
+
+    return [
+        nn.Sequential(nn.LeakyReLU(0.2), conv(3), nn.BatchNorm2d(channels)),
+        nn.Sequential(nn.ReLU(), conv(5, channels), conv(1), nn.BatchNorm2d(channels, affine=False)),
+        nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.BatchNorm2d(channels)),
+        nn.Identity(),
+    ]
+
+
+class Chain(nn.Module):
+    def __init__(self, make=candidates, count=3, **options):
+        super().__init__()
+        torch.manual_seed(0)
+        self.ops = nn.ModuleList(MixedOp(make(), **options) for _ in range(count))
+
+    def forward(self, x, weights, support=None):
+        for op, row in zip(self.ops, weights, strict=True):
+            x = op(x, row, support).relu()
+        return x
+
+
+def pair(**options):
+    """The same chain twice, the second one to be compiled."""
+    return Chain(**options), Chain(**options)
+
+
+def given(chain, shape=(2, 4, 6, 5), dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    count = len(chain.ops[0].ops)
+    x = torch.randn(shape, generator=generator, dtype=dtype)
+    return x.requires_grad_(), torch.rand(len(chain.ops), count, generator=generator).requires_grad_()
+
+
+def passes(chain, run, x, weights, support=None):
+    y = run(x, weights, support)
+    return [y.detach(), *torch.autograd.grad(y.sum(), [x, weights, *chain.parameters()])]
+
+
+def assert_same(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_no_graph_break_and_the_same_numbers(backend):
+    eager, twin = pair()
+    compiled = torch.compile(twin, backend=backend, fullgraph=True)
+    for _ in range(2):
+        assert_same(passes(twin, compiled, *given(twin)), passes(eager, eager, *given(eager)))
+        assert_same(list(twin.buffers()), list(eager.buffers()))  # running statistics moved, once
+    support = [True, False, False, True]
+    assert_same(passes(twin, compiled, *given(twin), support), passes(eager, eager, *given(eager), support))
+
+
+def test_each_mixed_operation_is_one_operator_a_direction():
+    seen = []
+
+    def look(graph, inputs):
+        seen.extend(node.target for node in graph.graph.nodes if "srnas_fast" in str(node.target))
+        return graph.forward
+
+    chain = Chain()
+    torch.compile(chain, backend=look, fullgraph=True)(*given(chain))
+    assert len(seen) == 2 * len(chain.ops)  # the sum, and its running statistics
+    torch.compiler.reset()
+    seen.clear()
+    torch.compile(chain.eval(), backend=look, fullgraph=True)(*given(chain))
+    assert len(seen) == len(chain.ops)
+
+
+def test_modes_and_replaced_modules_are_compiled_anew():
+    eager, twin = pair()
+    compiled = torch.compile(twin, backend="aot_eager", fullgraph=True)
+
+    def both(change):
+        for chain in (eager, twin):
+            change(chain)
+        assert_same(passes(twin, compiled, *given(twin)), passes(eager, eager, *given(eager)))
+        assert_same(list(twin.buffers()), list(eager.buffers()))
+
+    both(lambda chain: None)
+    both(lambda chain: chain.eval())
+    both(lambda chain: chain.train())
+    both(lambda chain: setattr(chain.ops[1].ops[0][0], "negative_slope", 0.7))
+    both(lambda chain: setattr(chain.ops[0].ops[0][2], "momentum", 0.5))
+    both(lambda chain: chain.ops[2].ops.__setitem__(3, nn.Sequential(chain.ops[2].ops[0][1], nn.Identity())))
+
+
+def test_dynamic_shapes_compile_no_more_often_than_plain_code():
+    counts = []
+    for kind in (PlainMixedOp, MixedOp):
+        torch.compiler.reset()
+        graphs = []
+
+        def count(graph, inputs, graphs=graphs):
+            graphs.append(graph)
+            return graph.forward
+
+        torch.manual_seed(0)
+        op = kind(candidates())
+        compiled = torch.compile(op, backend=count)
+        for size in (6, 7, 8, 11, 12):
+            compiled(torch.randn(2, 4, size, size + 1), torch.ones(4))
+        counts.append(len(graphs))
+    assert counts[1] <= counts[0]
+
+
+@pytest.mark.parametrize("lowered", [False, True])
+def test_channels_last_partial_channels_and_autocast(lowered):
+    def make():
+        return candidates(2)
+
+    eager, twin = pair(make=make, partial=2)
+    compiled = torch.compile(twin, backend="aot_eager", fullgraph=True)
+    results = []
+    for chain, run in ((eager, eager), (twin, compiled)):
+        x, weights = given(chain)
+        x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=lowered):
+            results.append(passes(chain, run, x, weights))
+    assert results[1][0].dtype == results[0][0].dtype
+    assert results[1][0].stride() == results[0][0].stride()
+    assert_same(results[1], results[0])
+
+
+def test_an_opaque_candidate_is_one_graph_break():
+    class Own(nn.Module):
+        def forward(self, x):
+            return x.tanh() + 1
+
+    op = MixedOp([*candidates(), Own()])
+    x, weights = torch.randn(2, 4, 6, 5), torch.rand(5, requires_grad=True)
+    assert torch._dynamo.explain(op)(x, weights).graph_break_count <= 1
+    torch.testing.assert_close(torch.compile(op, backend="aot_eager")(x, weights), op(x, weights))
+
+
+def test_a_bad_call_tells_what_is_wrong():
+    chain = Chain(count=1)
+    compiled = torch.compile(chain, backend="aot_eager")
+    x, weights = given(chain)
+    with pytest.raises(Exception, match="hold NaN"):
+        compiled(x, torch.full_like(weights, torch.nan))
