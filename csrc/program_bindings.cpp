@@ -93,6 +93,7 @@ bool program_forward(const Program& program, int threads, const Sizes& sizes, Ad
                        live,           at_slots.data(),
                        running.data(), at<T>(kept)};
     run_forward(call, tensor_at<Tensor<T>>(y, y_strides));
+    move_statistics(call);
     return true;
 }
 
@@ -121,17 +122,9 @@ void program_backward(const Program& program, int threads, const Sizes& sizes, A
 }
 
 template <class T>
-void program_move_statistics(const Program& program, uint64_t live, const Sizes& sizes, Address kept,
-                             const Addresses& statistics) {
-    const auto running = statistics_of<T>(statistics);
-    move_statistics<T>(program, live, sizes[0], sizes[1], sizes[2], at<const T>(kept), running.data());
-}
-
-template <class T>
 void bind(py::module_ m) {
     m.def("program_forward", program_forward<T>);
     m.def("program_backward", program_backward<T>);
-    m.def("program_move_statistics", program_move_statistics<T>);
 }
 
 }  // namespace

@@ -196,9 +196,9 @@ template <class T>
 void run_forward(const Call<T>& call, Tensor<T> y);
 template <class T>
 void run_backward(const Call<T>& call, Tensor<const T> dy, const Gradients<T>& gradients);
-// Moves running statistics towards those of the batch, as the norms themselves would.
+// Moves running statistics towards those of the batch that the forward pass has kept, as the norms themselves
+// would.
 template <class T>
-void move_statistics(const Program& program, uint64_t live, int64_t images, int64_t height, int64_t width,
-                     const T* kept, const Statistics<T>* statistics);
+void move_statistics(const Call<T>& call);
 
 }  // namespace srnas_fast

@@ -147,17 +147,17 @@ void run_backward(const Call<T>& call, Tensor<const T> given, const Gradients<T>
 }
 
 template <class T>
-void move_statistics(const Program& program, uint64_t live, int64_t images, int64_t height, int64_t width,
-                     const T* all_kept, const Statistics<T>* statistics) {
-    const std::vector<int64_t> from = program.kept_from(live);
+void move_statistics(const Call<T>& call) {
+    const Program& program = call.program;
+    const std::vector<int64_t> from = program.kept_from(call.live);
+    const double pixels = double(call.images) * double((call.height - 1) / program.stride + 1) *
+                          double((call.width - 1) / program.stride + 1);
     for (size_t k = 0; k < program.candidates.size(); ++k) {
-        if (!alive(live, k)) continue;
+        if (!alive(call.live, k)) continue;
         for (const Stage& stage : program.candidates[k].stages) {
-            if (stage.norm != NormKind::batch || !stage.moves || stage.statistics < 0) continue;
-            const Statistics<T>& running = statistics[stage.statistics];
-            const T* const kept = all_kept + from[k];
-            const double pixels = double(images) * double((height - 1) / program.stride + 1) *
-                                  double((width - 1) / program.stride + 1);
+            if (stage.norm != NormKind::batch || !stage.moves) continue;
+            const Statistics<T>& running = call.statistics[stage.statistics];
+            const T* const kept = call.kept + from[k];
             const double seen = stage.counts ? double(++*running.batches) : 0;
             const double share = stage.momentum >= 0 ? stage.momentum : seen > 0 ? 1 / seen : 0;
             for (int64_t o = 0; o < stage.outputs; ++o) {
@@ -170,11 +170,10 @@ void move_statistics(const Program& program, uint64_t live, int64_t images, int6
     }
 }
 
-#define INSTANTIATE(T)                                                                           \
-    template void run_forward(const Call<T>&, Tensor<T>);                                        \
-    template void run_backward(const Call<T>&, Tensor<const T>, const Gradients<T>&);            \
-    template void move_statistics(const Program&, uint64_t, int64_t, int64_t, int64_t, const T*, \
-                                  const Statistics<T>*);
+#define INSTANTIATE(T)                                                                \
+    template void run_forward(const Call<T>&, Tensor<T>);                             \
+    template void run_backward(const Call<T>&, Tensor<const T>, const Gradients<T>&); \
+    template void move_statistics(const Call<T>&);
 INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE

@@ -85,11 +85,7 @@ def test_each_mixed_operation_is_one_operator_a_direction():
 
     chain = Chain()
     torch.compile(chain, backend=look, fullgraph=True)(*given(chain))
-    assert len(seen) == 2 * len(chain.ops)  # the sum, and its running statistics
-    torch.compiler.reset()
-    seen.clear()
-    torch.compile(chain.eval(), backend=look, fullgraph=True)(*given(chain))
-    assert len(seen) == len(chain.ops)
+    assert seen == [torch.ops.srnas_fast.mixed_sum] * len(chain.ops)
 
 
 def test_modes_and_replaced_modules_are_compiled_anew():

@@ -241,7 +241,7 @@ def _forward(
     made: Program,
     live: int,
 ) -> tuple[Tensor, Tensor]:
-    """y and what its backward pass needs; parameters and statistics by their addresses."""
+    """y and what its backward pass needs; moves running statistics. Parameters and statistics by their addresses."""
     weights, scale = _numbers(x, weights), _numbers(x, scale)
     y, kept = _empty(x, made.result_shape(x)), torch.empty(made.kept(live), dtype=x.dtype)
     computed = made.calls[x.dtype].program_forward(
@@ -319,10 +319,6 @@ def _backward(
     return [dx, dweights, dscale, *found]
 
 
-def _move(statistics: list[int], kept: Tensor, sizes: Sequence[int], made: Program, live: int) -> None:
-    made.calls[kept.dtype].program_move_statistics(made.compiled, live, sizes, kept.data_ptr(), statistics)
-
-
 # ------------------------------------------------------------------- the same as operators, for who watches or compiles
 
 
@@ -330,11 +326,10 @@ def _move(statistics: list[int], kept: Tensor, sizes: Sequence[int], made: Progr
 _library = torch.library.Library("srnas_fast", "FRAGMENT")
 _GIVEN = "Tensor x, Tensor weights, Tensor? scale, Tensor[] parameters"
 for _name in ("mixed_sum", "mixed_sum_forward"):
-    _library.define(f"{_name}({_GIVEN}, Tensor[] statistics, str program, int live) -> (Tensor, Tensor)")
+    _library.define(f"{_name}({_GIVEN}, Tensor(a!)[] statistics, str program, int live) -> (Tensor, Tensor)")
 _library.define(
     f"mixed_sum_backward(Tensor dy, {_GIVEN}, Tensor kept, str program, int live, bool[] wanted) -> Tensor[]"
 )
-_library.define("move_statistics_(Tensor(a!)[] statistics, Tensor kept, SymInt[] sizes, str program, int live) -> ()")
 
 
 def _mixed_sum_forward(x, weights, scale, parameters, statistics, program, live):
@@ -346,15 +341,7 @@ def _mixed_sum_backward(dy, x, weights, scale, parameters, kept, program, live, 
     return [x.new_empty(0) if gradient is None else gradient for gradient in found]
 
 
-def _move_statistics(statistics, kept, sizes, program, live):
-    _move(addresses(statistics), kept, sizes, program_of(program), live)
-
-
-for _name, _function in [
-    ("mixed_sum_forward", _mixed_sum_forward),
-    ("mixed_sum_backward", _mixed_sum_backward),
-    ("move_statistics_", _move_statistics),
-]:
+for _name, _function in [("mixed_sum_forward", _mixed_sum_forward), ("mixed_sum_backward", _mixed_sum_backward)]:
     _library.impl(_name, _function, "CPU")
     _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 
@@ -372,11 +359,6 @@ def _(dy, x, weights, scale, parameters, kept, program, live, wanted):
     rest = [weights, x.new_empty(()) if scale is None else scale, *parameters]
     rest = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in rest]
     return [found if want else x.new_empty(0) for found, want in zip([dx, *rest], wanted, strict=True)]
-
-
-@torch.library.register_fake("srnas_fast::move_statistics_", lib=_library)
-def _(statistics, kept, sizes, program, live):
-    return None
 
 
 def forward(
@@ -397,19 +379,12 @@ def forward(
         at: the addresses of both.
         live: a bit for each candidate.
     """
-    seen = watched(x)
-    if seen:
-        y, kept = _ops.mixed_sum_forward(x, weights, scale, parameters, statistics, made.text, live)
-    else:
-        y, kept = _forward(x, weights, scale, *at, made, live)
-    if made.moves:
-        if seen:
-            _ops.move_statistics_(statistics, kept, _sizes(x), made.text, live)
-        else:
-            _move(at[1], kept, _sizes(x), made, live)
-            if not statistics[0].is_inference():
-                torch.autograd.graph.increment_version(statistics)
-    return y, kept
+    if watched(x):
+        return _ops.mixed_sum_forward(x, weights, scale, parameters, statistics, made.text, live)
+    results = _forward(x, weights, scale, *at, made, live)
+    if made.moves and not statistics[0].is_inference():
+        torch.autograd.graph.increment_version(statistics)
+    return results
 
 
 def backward(dy, x, weights, scale, parameters, kept, made: Program, live: int, wanted) -> list[Tensor | None]:

@@ -19,7 +19,6 @@ class Traced(NamedTuple):
     Attributes:
         kind: the type of the result.
         facts: what decided about it.
-        statistics: of its norms; empty where they do not move.
     """
 
     text: str
@@ -27,7 +26,6 @@ class Traced(NamedTuple):
     kind: torch.dtype
     parameters: list[str]
     statistics: list[str]
-    moves: bool
     facts: list
 
 
@@ -43,7 +41,7 @@ def look_up(ops: nn.ModuleList, prepared: Prepared, x: Tensor, support, partial:
     kind = reduce(torch.promote_types, kinds_of(prepared.plan, live, x))
     parameters = [names[id(tensor)] for tensor in prepared.parameters]
     statistics = [names[id(tensor)] for tensor in share.statistics]
-    return Traced(share.made.text, bits_of(live), kind, parameters, statistics, share.made.moves, facts(ops))
+    return Traced(share.made.text, bits_of(live), kind, parameters, statistics, facts(ops))
 
 
 def facts(ops: nn.ModuleList) -> list:
@@ -65,13 +63,7 @@ def run(ops: nn.ModuleList, found: Traced, x: Tensor, weights: Tensor, scale: Te
         assert now == baked
     parameters = [_tensor(ops, path).contiguous() for path in found.parameters]
     statistics = [_tensor(ops, path) for path in found.statistics]
-    y, kept = torch.ops.srnas_fast.mixed_sum(
-        x.to(wide(x)), weights, scale, parameters, statistics, found.text, found.live
-    )
-    if found.moves:
-        sizes = [x.shape[0], x.shape[2], x.shape[3]]
-        with torch.no_grad():
-            torch.ops.srnas_fast.move_statistics_(statistics, kept.detach(), sizes, found.text, found.live)
+    y, _ = torch.ops.srnas_fast.mixed_sum(x.to(wide(x)), weights, scale, parameters, statistics, found.text, found.live)
     return y.to(found.kind)
 
 
