@@ -112,11 +112,15 @@ struct Source {
 template <class T>
 void read_rows(const Source<T>& source, const Planes& planes, T* inside, int64_t channels, int64_t y0,
                int64_t y1, T* line) {
-    copy_rows<T, true>(source.image, planes, inside, channels, y0, y1, line);
-    if (source.activation.none()) return;
-    for (int64_t c = 0; c < channels; ++c) {
-        T* const rows = inside + c * planes.plane + (y0 + planes.pad) * planes.row;
-        activate(source.activation, c, rows, (y1 - y0) * planes.row);
+    if (source.activation.none()) {
+        copy_rows<T, true>(source.image, planes, inside, channels, y0, y1, line);
+        return;
+    }
+    for (int64_t y = y0; y < y1; ++y) {  // row by row, so that each is activated while it is in the L1 cache
+        copy_rows<T, true>(source.image, planes, inside, channels, y, y + 1, line);
+        T* const row = inside + (y + planes.pad) * planes.row;
+        for (int64_t c = 0; c < channels; ++c)
+            activate(source.activation, c, row + c * planes.plane, planes.row);
     }
 }
 

@@ -154,6 +154,13 @@ def test_data_that_is_set_between_the_passes_is_refused_where_it_does_not_fit():
         y.sum().backward()
 
 
+def test_weights_elsewhere_are_refused():
+    op = MixedOp(candidates())
+    x, weights = inputs(op)
+    with pytest.raises(InputError, match="cpu, meta; move them to one device"):
+        op(x, weights.to("meta"))
+
+
 def test_candidates_beside_the_program():
     """Dense convolutions of many channels, pools of unusual windows and opaque modules, in one mixed operation."""
 

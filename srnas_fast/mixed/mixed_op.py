@@ -21,13 +21,26 @@ class MixedOp(PlainMixedOp):
     """``y = sum_k weights[k] * ops[k](x)``, keeping of the image only ``x`` for the backward pass.
 
     Candidates that are built like those of the search spaces (an activation, convolutions or depthwise separable
-    convolutions, batch norms; see :meth:`describe`) run in fused branches, which need nothing but ``x`` to go back.
-    All others are opaque: they run one at a time in both directions, again in the backward pass instead of having
-    kept what they computed. Gradients for ``x``, ``weights`` and all parameters are those of plain autograd,
-    and one that nobody asked for is not computed. Batch statistics move once, numbers drawn from torch's default
-    generators repeat, autocast and the modes of the forward pass are entered again. Hooks, parametrizations and
-    replaced submodules are noticed at each call and make a candidate opaque. Hooks on opaque candidates run again in
-    the backward pass. The candidate :class:`srnas_fast.mixed.Zero` adds nothing, also where x is NaN or infinite.
+    convolutions, batch norms; see :meth:`describe`) are fused: they need nothing but ``x`` to go back. On a CPU with
+    the compiled backend all of them together are a program, one call into C++ in each direction; elsewhere, and for
+    what a program does not serve (dense convolutions of more than 64 channels, half precision), they run in branches.
+    All other candidates are opaque: they run one at a time in both directions, again in the backward pass instead of
+    having kept what they computed. Gradients for ``x``, ``weights`` and all parameters are those of plain autograd, and
+    one that nobody asked for is not computed. Batch statistics move once, numbers drawn from torch's default
+    generators repeat, autocast and the modes of the forward pass are entered again. Hooks on opaque candidates run
+    again in the backward pass. The candidate :class:`srnas_fast.mixed.Zero` adds nothing, also where x is NaN or
+    infinite.
+
+    What is known of the candidates is confirmed at each call. By identity, every object being the one it was: their
+    classes, submodules, parameters, buffers, hooks (those for all modules, too), settings, and the modes of their norms
+    (``training``, ``eps``, ``momentum``, ``track_running_stats``). By value: address, shape and contiguity of every
+    parameter and statistic, so that ``.data`` may be set. By value, too: type, device and channels of ``x``. Whatever
+    has changed is looked at anew: so hooks, parametrizations and replaced submodules make a candidate opaque at once.
+
+    Under autocast fused candidates compute in float32, which is never less exact than autocast's type, and the result
+    has the type of the plain sum; dense convolutions of more than 64 channels and opaque candidates run in autocast's
+    type. To ``torch.compile`` a mixed operation is one operator where a program serves all candidates
+    (``fullgraph=True`` works, a ``support`` must be no tensor), else one graph break.
 
     What the recomputation cannot know of, it cannot repeat: an opaque candidate must learn nothing but its own
     registered parameters and draw from no other generator (Python's, numpy's).
@@ -75,10 +88,11 @@ class MixedOp(PlainMixedOp):
     True
     """
 
+    _prepared: Prepared | None = None
+
     def __init__(self, ops: Iterable[nn.Module], merge: bool = True, partial: int = 1):
         super().__init__(ops, partial)
         self.merge = merge
-        self._prepared: Prepared | None = None
         if not self.ops:
             raise InputError("MixedOp got no candidate operations; give a list of at least one nn.Module")
         if any(isinstance(module, torch.jit.ScriptModule) for module in self.ops.modules()):

@@ -1,7 +1,7 @@
 """What a mixed operation has found out about its candidates, and how it confirms at each call that it still holds."""
 
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 
 from torch import Tensor, nn
 
@@ -81,7 +81,7 @@ class Share:
             refuse_one_pixel(self.norms[0])
 
 
-@cache
+@lru_cache(4096)
 def bits_of(live: frozenset[int]) -> int:
     """A bit for each of the candidates."""
     return sum(1 << k for k in live)

@@ -7,7 +7,7 @@ compiled by one process can be run by another. What is computed stands in ``csrc
 
 from ast import literal_eval
 from collections.abc import Collection, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from srnas_fast.mixed.plan import Plan
 from srnas_fast.mixed.stage import Stage
 from srnas_fast.primitives.direct import watched
 from srnas_fast.primitives.flops import register_flop_formula
-from srnas_fast.primitives.images import address, addresses, dense_format
+from srnas_fast.primitives.images import address, addresses, check_one_device, dense_format
 from srnas_fast.primitives.narrow_convolution import MOST_CHANNELS
 from srnas_fast.primitives.pool import COMPILED
 
@@ -57,8 +57,9 @@ class Program:
                 "clear the compiler's cache (TORCHINDUCTOR_CACHE_DIR) and compile again"
             )
         self.channels, self.outputs, self.stride, self.partial, self.merge, self.candidates = self.description
-        self._kept: dict[int, int] = {}
-        self._slots: dict[int, tuple[frozenset[int], frozenset[int]]] = {}
+        # Of each support that comes up; a bound, since a random one may be another at every call.
+        self.kept = lru_cache(1024)(self._kept)
+        self.slots = lru_cache(1024)(self._slots)
 
     @cached_property
     def compiled(self):
@@ -76,15 +77,12 @@ class Program:
         size = (height - 1) // self.stride + 1, (width - 1) // self.stride + 1
         return n, self.outputs * self.partial, *size
 
-    def kept(self, live: int) -> int:
+    def _kept(self, live: int) -> int:
         """How many numbers the forward pass leaves for the backward pass."""
-        count = self._kept.get(live)
-        if count is None:
-            count = 0
-            for kind, _, _, _, inputs, outputs, _, _, _, _, norm, *_ in self._stages(live):
-                count += 3 * outputs if norm else 0
-                count += inputs + outputs * inputs if norm == _BATCH and kind == _SEPARABLE else 0
-            self._kept[live] = count
+        count = 0
+        for kind, _, _, _, inputs, outputs, _, _, _, _, norm, *_ in self._stages(live):
+            count += 3 * outputs if norm else 0
+            count += inputs + outputs * inputs if norm == _BATCH and kind == _SEPARABLE else 0
         return count
 
     @cached_property
@@ -92,13 +90,11 @@ class Program:
         """Whether running statistics follow a batch."""
         return any(stage[13] for stage in self._stages())
 
-    def slots(self, live: int) -> tuple[frozenset[int], frozenset[int]]:
+    def _slots(self, live: int) -> tuple[frozenset[int], frozenset[int]]:
         """Where the parameters of the live candidates stand, and those of the dead ones."""
-        if live not in self._slots:
-            own = {slot for stage in self._stages(live) for slot in stage[16]}
-            dead = {slot for stage in self._stages(~live) for slot in stage[16]}
-            self._slots[live] = frozenset(own), frozenset(dead - own)
-        return self._slots[live]
+        own = {slot for stage in self._stages(live) for slot in stage[16] if slot >= 0}
+        dead = {slot for stage in self._stages(~live) for slot in stage[16] if slot >= 0}
+        return frozenset(own), frozenset(dead - own)
 
     def normed(self, live: int) -> bool:
         """Whether a live candidate takes the statistics of its batch."""
@@ -216,9 +212,10 @@ def _stage(member: Member, channels: int, norms: list[nn.Module]) -> tuple:
 
 def _numbers(x: Tensor, values: Tensor | None) -> Tensor | None:
     """Weights, or a scale, as programs read them."""
-    if values is None or (values.dtype is x.dtype and values.is_contiguous()):
-        return values
-    return values.to(x.dtype).contiguous()
+    if values is None:
+        return None
+    check_one_device(x, values)
+    return values if values.dtype is x.dtype and values.is_contiguous() else values.to(x.dtype).contiguous()
 
 
 def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
@@ -310,7 +307,7 @@ def _backward(
     )
     for slot in dead:
         # Zeros, not None: with weight zero these parameters are in use, so that decay and momentum act.
-        if slot >= 0 and each_wanted[slot]:
+        if each_wanted[slot]:
             found[slot] = torch.zeros_like(parameters[slot])
     if dweights is not None and weights.dtype is not x.dtype:
         dweights = dweights.to(weights.dtype)
