@@ -153,20 +153,17 @@ class MixedOp(PlainMixedOp):
             alive = None if support is None else tuple(map(bool, support))
             found = self._look_up(x.shape[1], x.dtype, x.device.type, lowered, alive)
         if found is None:
-            return self._uncompiled(x, weights, support, edge_weight)
+            traced.prepare_to_break()
+            return traced.uncompiled(self, x, weights, support, edge_weight)
         scale = None if self.partial == 1 else edge_weight
         return traced.run(self.ops, found, x, weights if edge_weight is None else weights * edge_weight, scale)
 
-    @torch.compiler.assume_constant_result
+    @traced.constant
     def _look_up(self, channels: int, dtype, device: str, lowered, alive) -> traced.Traced | None:
         """What the compiler bakes into its graph, for images of so many channels, a type and a device."""
         x = torch.empty((2, channels, 4, 4), dtype=dtype, device=device)
         with torch.autocast(device, lowered, enabled=lowered is not None):
             return traced.look_up(self.ops, self._prepare(), x, alive, self.partial)
-
-    @torch.compiler.disable
-    def _uncompiled(self, *given) -> Tensor:
-        return self.forward(*given)
 
     def describe(self) -> str:
         """The plan, one line per candidate: its branch, what it keeps for the backward pass, and why.

@@ -1,7 +1,8 @@
 """A mixed operation as ``torch.compile`` sees it: one operator where a program serves all of it, else a graph break."""
 
+from collections.abc import Callable
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,22 @@ from srnas_fast.mixed.prepared import Prepared, bits_of
 from srnas_fast.mixed.unchanged import MODES
 from srnas_fast.mixed.unfold import SETTINGS
 from srnas_fast.primitives.images import wide
+
+uncompiled: Callable[..., Tensor] | None = None  # calls a mixed operation as a graph break
+
+
+def constant(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What torch.compiler.assume_constant_result does, which would import the compiler together with this module."""
+    function._dynamo_marked_constant = True
+    return function
+
+
+@constant
+def prepare_to_break() -> None:
+    """Make ``uncompiled``, which takes the compiler that is at work by now."""
+    global uncompiled
+    if uncompiled is None:
+        uncompiled = torch.compiler.disable(lambda op, *given: op.forward(*given))
 
 
 class Traced(NamedTuple):

@@ -58,6 +58,7 @@ def register_pattern(cls: type[nn.Module], unfold: Callable[[nn.Module], nn.Modu
 
     >>> import torch
     >>> from torch import nn
+    >>> from srnas_fast.mixed.patterns import recognise
     >>> class Block(nn.Module):
     ...     def __init__(self, channels):
     ...         super().__init__()
