@@ -154,6 +154,108 @@ def test_data_that_is_set_between_the_passes_is_refused_where_it_does_not_fit():
         y.sum().backward()
 
 
+def test_a_prelu_that_candidates_share_is_learned_once():
+    def make():
+        act = nn.PReLU()
+        return [nn.Sequential(act, nn.Conv2d(4, 4, size, padding=size // 2)) for size in (3, 1)]
+
+    plain, ours = twins(make)
+    given = inputs(ours, dtype=torch.float64)
+    torch.use_deterministic_algorithms(True)  # what nobody writes is NaN
+    try:
+        found = passes(ours, *given)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_close(found, passes(plain, *given))
+
+
+def test_a_prelu_of_other_channels_is_refused():
+    op = MixedOp([nn.Sequential(nn.PReLU(2), nn.MaxPool2d(3, 1, 1)), nn.Identity()])
+    with pytest.raises(RuntimeError, match="[Mm]ismatch of parameter numbers"):
+        op(torch.randn(1, 64, 4, 4), torch.ones(2))
+
+
+@pytest.mark.parametrize("change", ["half", "double", "channels_last"])
+def test_what_data_becomes_between_the_passes(change):
+    """Another layout is read as it is, another type refused."""
+    plain, ours = twins(dtype=torch.float32)
+    grads = []
+    for op in (plain, ours):
+        x, weights = inputs(op)
+        y = op(x, weights).sum()
+        if change == "channels_last":
+            op.to(memory_format=torch.channels_last)
+            y.backward()
+            grads.append([x.grad, weights.grad])
+        elif op is ours:
+            getattr(op, change)()
+            with pytest.raises(RuntimeError, match=r"something set their \.data"):
+                y.backward()
+            return
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_default_device_is_not_that_of_an_operation():
+    op = MixedOp(candidates())
+    given = inputs(op)
+    expected = passes(op, *given)
+    with torch.device("meta"):
+        y = op(*given)
+        found = torch.autograd.grad(y, given, torch.ones_like(y))
+    torch.testing.assert_close([y.detach(), *found], expected[:3])
+
+
+def test_settings_and_statistics_that_no_program_takes():
+    """They run in the branches, and right."""
+    strided = torch.stack([torch.zeros(4), torch.ones(4)], 1).double()
+
+    def statistics(norm):
+        norm.running_mean, norm.running_var = strided.clone()[:, 0], strided.clone()[:, 1]
+
+    for change in (
+        statistics,
+        lambda norm: setattr(norm, "momentum", torch.tensor(0.3)),
+        lambda norm: setattr(norm, "momentum", -0.5),
+        lambda norm: setattr(norm, "eps", float("inf")),
+        lambda norm: setattr(norm, "num_batches_tracked", torch.tensor(0.0)),
+    ):
+        plain, ours = twins()
+        for op in (plain, ours):
+            change(op.ops[2][3])
+        given = inputs(ours, dtype=torch.float64)
+        assert_close(passes(ours, *given), passes(plain, *given))
+        for a, b in zip(ours.buffers(), plain.buffers(), strict=True):
+            assert_close(a.double(), b.double())
+
+
+def test_a_negative_view():
+    """Of a conjugate's imaginary part, whose sign torch leaves to whoever reads it."""
+    op = MixedOp(candidates()).double()
+    _, weights = inputs(op, dtype=torch.float64)
+    x = torch.randn(2, 4, 6, 6, dtype=torch.complex128).conj().imag
+    assert x.is_neg()
+    torch.testing.assert_close(op(x, weights), op(x.resolve_neg(), weights))
+
+
+def test_only_what_has_moved_counts_as_changed():
+    op = MixedOp(candidates())
+    op.ops[0][2].eval()
+    before = [norm._version for norm in op.buffers()]
+    op(*inputs(op), [True, False, True, False, False, False, False])
+    moved = {name for (name, b), was in zip(op.named_buffers(), before, strict=True) if b._version != was}
+    assert moved == {f"ops.2.3.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+
+
+def test_programs_are_forgotten_where_a_setting_is_another_at_every_step(monkeypatch):
+    monkeypatch.setattr(program, "MOST_PROGRAMS", 8)
+    op = MixedOp(candidates())
+    given = inputs(op)
+    for step in range(20):
+        op.ops[0][2].momentum = 0.1 + step / 100
+        passes(op, *given)
+    assert len(program._programs) <= 8
+
+
 def test_weights_elsewhere_are_refused():
     op = MixedOp(candidates())
     x, weights = inputs(op)

@@ -160,3 +160,30 @@ def test_a_bad_call_tells_what_is_wrong():
     x, weights = given(chain)
     with pytest.raises(Exception, match="hold NaN"):
         compiled(x, torch.full_like(weights, torch.nan))
+
+
+def test_a_graph_meets_no_images_that_it_was_not_made_for():
+    def odd():
+        return [nn.Sequential(nn.MaxPool2d(3, 2, 1)), nn.Sequential(nn.AvgPool2d(3, 2, 1))]
+
+    op = MixedOp(odd(), partial=2)
+    compiled = torch.compile(op, backend="aot_eager", dynamic=True)
+    weights = torch.rand(2)
+    torch.testing.assert_close(compiled(torch.ones(1, 4, 6, 6), weights), op(torch.ones(1, 4, 6, 6), weights))
+    with pytest.raises(Exception, match="even height and width"):
+        compiled(torch.ones(1, 4, 7, 6), weights)
+    op = MixedOp(candidates())
+    compiled = torch.compile(op, backend="aot_eager", dynamic=True)
+    with pytest.raises(Exception, match="more than 1 value per channel"):
+        compiled(torch.ones(1, 4, 1, 1), torch.ones(4))
+    with pytest.raises(Exception, match="shape \\(4,\\)|give \\(4,\\)"):
+        compiled(torch.ones(1, 4, 3, 3), torch.ones(3))
+    with pytest.raises(Exception, match="booleans, one per candidate"):
+        compiled(torch.ones(1, 4, 3, 3), torch.ones(4), [True])
+
+
+def test_export():
+    op = MixedOp(candidates()).eval()
+    given = torch.randn(2, 4, 6, 5), torch.rand(4)
+    exported = torch.export.export(op, given)
+    torch.testing.assert_close(exported.module()(*given), op(*given))

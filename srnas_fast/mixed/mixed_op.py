@@ -107,6 +107,16 @@ class MixedOp(PlainMixedOp):
     ) -> Tensor:
         if torch.compiler.is_compiling():
             return self._traced(x, weights, support, edge_weight)
+        return self.run(x, weights, support, edge_weight)
+
+    def run(
+        self,
+        x: Tensor,
+        weights: Tensor,
+        support: Tensor | Sequence[bool] | None = None,
+        edge_weight: Tensor | None = None,
+    ) -> Tensor:
+        """The forward pass as it is computed; to compilers ``forward`` shows less of it."""
         prepared = self._prepare()
         if not isinstance(weights, Tensor) or weights.shape != (prepared.count,) or not weights.is_floating_point():
             given = f"{weights.dtype} {tuple(weights.shape)}" if isinstance(weights, Tensor) else repr(weights)
@@ -120,7 +130,7 @@ class MixedOp(PlainMixedOp):
         if edge_weight is not None:
             _check_edge_weight(edge_weight)
             weights = weights * edge_weight
-        made, live = prepared.plan, prepared.all if support is None else _live(support, prepared.count)
+        made, live = prepared.plan, prepared.live(support)
         takes, share = prepared.takes(x, self.partial), None
         if takes:
             share, alone = prepared.share(x, live, self.partial)
@@ -205,17 +215,3 @@ def _check_edge_weight(edge_weight: Tensor) -> None:
         )
     if _visible(edge_weight) and edge_weight.isnan():
         raise InputError("MixedOp edge_weight is NaN; the run has diverged, so look for the first NaN in the loss")
-
-
-def _live(support: Tensor | Sequence[bool] | None, count: int) -> frozenset[int]:
-    """The numbers of the live candidates."""
-    if support is None:
-        return frozenset(range(count))
-    if hasattr(support, "tolist"):  # of tensors and arrays
-        support = support.tolist()
-    if not isinstance(support, Sequence) or len(support) != count or any(alive not in (0, 1) for alive in support):
-        raise InputError(f"MixedOp support is {support!r}; give {count} booleans, one per candidate")
-    live = frozenset(k for k, alive in enumerate(support) if alive)
-    if not live:
-        raise InputError("MixedOp support names no live candidate; at least one of them must be True")
-    return live

@@ -34,7 +34,7 @@ class ProgramSum(torch.autograd.Function):
         scale: Tensor | None,
         *parameters: Tensor,
     ):
-        ctx.share, ctx.live = share, live
+        ctx.share, ctx.live, ctx.given = share, live, (x.shape, x.dtype, weights.shape)
         ctx.save_for_backward(x, weights, scale, *parameters)
         y, ctx.kept = share.forward(x.to(wide(x)), weights, scale, parameters, live)
         return y.to(kind)
@@ -43,6 +43,11 @@ class ProgramSum(torch.autograd.Function):
     def backward(ctx, dy: Tensor):
         _refuse_second_order()
         x, weights, scale, *parameters = ctx.saved_tensors
+        if (x.shape, x.dtype, weights.shape) != ctx.given:
+            raise RuntimeError(
+                "x or the weights of a MixedOp have another shape or type than in the forward pass; something set "
+                "their .data before the backward pass"
+            )
         share, live, wanted = ctx.share, ctx.live, ctx.needs_input_grad[3:]
         dtype = wide(x)
         found = share.backward(dy.to(dtype), x.to(dtype), weights, scale, parameters, ctx.kept, live, wanted)

@@ -100,10 +100,15 @@ def plan(ops: Sequence[nn.Module], merge: bool) -> Plan:
         if candidate.kind in ("identity", "zero"):
             getattr(made, candidate.kind).append(k)
             continue
-        members = [Member(k, _fixed(stage), _slots(stage, made, k)) for stage in candidate.stages]
+        key = shared_by(candidate.stages[0].activation)
+        # What a PReLU that they share learns is learned once, at one slot.
+        slope = groups[key].slot if key in groups else None
+        members = [
+            Member(k, _fixed(stage), _slots(stage, made, k, None if i else slope))
+            for i, stage in enumerate(candidate.stages)
+        ]
         made.members[k] = members
         first = members[0]
-        key = shared_by(first.stage.activation)
         group = groups.setdefault(key, Group(first.stage.activation, first.slots.activation))
         group.candidates.append(k)
         group.inputs |= _channels(first.stage)
@@ -135,11 +140,12 @@ def _channels(stage: Stage) -> set[int]:
     """The channels that a stage takes; none where it takes any number."""
     if stage.pool is None:
         return {stage.spatial.in_channels}
-    return set() if stage.norm is None else {stage.norm.num_features}
+    slopes = getattr(stage.activation, "num_parameters", 1)
+    return ({slopes} if slopes > 1 else set()) | (set() if stage.norm is None else {stage.norm.num_features})
 
 
-def _slots(stage: Stage, made: Plan, k: int) -> Slots:
-    """New slots for the parameters of a stage."""
+def _slots(stage: Stage, made: Plan, k: int, slope: int | None) -> Slots:
+    """New slots for the parameters of a stage, but for that of its activation where that has one already."""
 
     def slot(module: nn.Module | None, name: str) -> int | None:
         if module is None or module._parameters.get(name) is None:
@@ -148,13 +154,15 @@ def _slots(stage: Stage, made: Plan, k: int) -> Slots:
         made.slots.setdefault(k, []).append(len(made.places) - 1)
         return len(made.places) - 1
 
+    if slope is not None:
+        made.slots.setdefault(k, []).append(slope)
     return Slots(
         slot(stage.depthwise, "weight"),
         slot(stage.conv, "weight"),
         slot(stage.conv, "bias"),
         slot(stage.norm, "weight"),
         slot(stage.norm, "bias"),
-        slot(stage.activation, "weight"),
+        slot(stage.activation, "weight") if slope is None else slope,
     )
 
 

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from functools import lru_cache
 
+import torch
 from torch import Tensor, nn
 
 from srnas_fast.backends import cpu_kernels
 from srnas_fast.backends.compiled import PARTS
+from srnas_fast.errors import InputError
 from srnas_fast.mixed import program as programs
 from srnas_fast.mixed.norm import refuse_one_pixel, uses_batch
 from srnas_fast.mixed.partial import first_channels
@@ -30,7 +32,7 @@ class Share:
         plan = prepared.plan
         self.made, self.candidates = made, candidates
         self.dense, self.statistics = prepared.dense, statistics
-        self.shapes = [parameter.shape for parameter in prepared.parameters]
+        self.facts = [(parameter.shape, parameter.dtype) for parameter in prepared.parameters]
         self.at = addresses(prepared.parameters), addresses(statistics)
         self.norms = [m.stage.norm for k in candidates for m in plan.members.get(k, ()) if uses_batch(m.stage.norm)]
 
@@ -43,7 +45,7 @@ class Share:
             self._refuse_one_pixel(x, bits)
         at = self.at
         if not self.dense:
-            parameters = [parameter.contiguous() for parameter in parameters]
+            parameters = [_readable(parameter) for parameter in parameters]
             at = addresses(parameters), at[1]
         return programs.forward(x, weights, scale, parameters, self.statistics, at, self.made, bits)
 
@@ -65,13 +67,12 @@ class Share:
         more = len(wanted) - 3 - len(self.at[0])
         if more:
             parameters, wanted = parameters[:-more], wanted[:-more]
-        if [parameter.shape for parameter in parameters] != self.shapes:
+        if [(parameter.shape, parameter.dtype) for parameter in parameters] != self.facts:
             raise RuntimeError(
-                "the parameters of a MixedOp have other shapes than in the forward pass; something set their .data "
-                "before the backward pass"
+                "the parameters of a MixedOp have other shapes or types than in the forward pass; something set their "
+                ".data before the backward pass"
             )
-        if not self.dense:
-            parameters = [parameter.contiguous() for parameter in parameters]
+        parameters = [_readable(parameter) for parameter in parameters]
         found = programs.backward(dy, x, weights, scale, parameters, kept, self.made, bits_of(live), wanted)
         return [*found, *[None] * more] if more else found
 
@@ -79,6 +80,15 @@ class Share:
         n, _, height, width = self.made.result_shape(x)
         if n * height * width == 1 and self.made.normed(bits):
             refuse_one_pixel(self.norms[0])
+
+
+def _readable(tensor: Tensor) -> Tensor:
+    """The tensor as programs read it."""
+    return tensor if _is_readable(tensor) else tensor.resolve_neg().contiguous()
+
+
+def _is_readable(tensor: Tensor) -> bool:
+    return tensor.is_contiguous() and not tensor.is_neg()
 
 
 @lru_cache(4096)
@@ -125,7 +135,7 @@ class Prepared:
         self.tensors = [*self.parameters, *running]
         self._watched = [*self.tensors, *counts]
         self._shapes = shapes_of(self._watched)
-        self.dense = all(parameter.is_contiguous() for parameter in self.parameters)
+        self.dense = all(map(_is_readable, self.parameters))
         # A type of all of them, or None where there are several; a plan without parameters has none.
         kinds = {(tensor.dtype, tensor.device) for tensor in self.tensors}
         self._kind = kinds.pop() if len(kinds) == 1 else None
@@ -133,6 +143,20 @@ class Prepared:
         self._shares: dict[tuple, Share | None] = {}
         self._channels: dict[tuple[int, int], bool] = {}  # whether images of so many, and partial, are taken
         self._watch = watch((module for r in made.recognised for module in r._modules), [ops._modules])
+
+    def live(self, support: Tensor | Sequence[bool] | None) -> frozenset[int]:
+        """The numbers of the live candidates; raises InputError where a support names no such."""
+        if support is None:
+            return self.all
+        if hasattr(support, "tolist"):  # of tensors and arrays
+            support = support.tolist()
+        wrong = not isinstance(support, Sequence) or len(support) != self.count
+        if wrong or any(alive not in (0, 1) for alive in support):
+            raise InputError(f"MixedOp support is {support!r}; give {self.count} booleans, one per candidate")
+        live = frozenset(k for k, alive in enumerate(support) if alive)
+        if not live:
+            raise InputError("MixedOp support names no live candidate; at least one of them must be True")
+        return live
 
     def takes(self, x: Tensor, partial: int) -> bool:
         """Whether fused candidates take an input, of which they see the first channels; see ``Plan.takes``."""
@@ -184,4 +208,8 @@ class Prepared:
         for norm in norms:
             count = norm.num_batches_tracked
             statistics += [norm.running_mean, norm.running_var, norm.running_mean if count is None else count]
+            if count is not None and (count.dtype != torch.int64 or count.device != x.device):
+                return None
+        if not all(map(_is_readable, statistics)):
+            return None  # they are written where they are
         return Share(programs.program_of(text), candidates, self, statistics)

@@ -8,6 +8,7 @@ compiled by one process can be run by another. What is computed stands in ``csrc
 from ast import literal_eval
 from collections.abc import Collection, Sequence
 from functools import cached_property, lru_cache
+from math import isfinite
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from srnas_fast.primitives.narrow_convolution import MOST_CHANNELS
 from srnas_fast.primitives.pool import COMPILED
 
 FORMAT = 1  # of descriptions: raise it with every change of what they mean
+MOST_PROGRAMS = 1024  # that are remembered by their texts
 MOST_CANDIDATES = 62  # that fit into the bits of a support
 _ACTIVATIONS = {type(None): 0, nn.ReLU: 1, nn.LeakyReLU: 2, nn.PReLU: 3, Sine: 4}
 _DENSE, _SEPARABLE, _MAX, _AVERAGE = range(4)
@@ -60,6 +62,8 @@ class Program:
         # Of each support that comes up; a bound, since a random one may be another at every call.
         self.kept = lru_cache(1024)(self._kept)
         self.slots = lru_cache(1024)(self._slots)
+        self.moving = lru_cache(1024)(self._moving)
+        self.normed = lru_cache(1024)(self._normed)
 
     @cached_property
     def compiled(self):
@@ -85,10 +89,10 @@ class Program:
             count += inputs + outputs * inputs if norm == _BATCH and kind == _SEPARABLE else 0
         return count
 
-    @cached_property
-    def moves(self) -> bool:
-        """Whether running statistics follow a batch."""
-        return any(stage[13] for stage in self._stages())
+    def _moving(self, live: int) -> list[int]:
+        """Which running statistics follow the batch."""
+        places = [stage[15] for stage in self._stages(live) if stage[13] and stage[10] == _BATCH]
+        return [3 * place + i for place in places for i in range(3)]
 
     def _slots(self, live: int) -> tuple[frozenset[int], frozenset[int]]:
         """Where the parameters of the live candidates stand, and those of the dead ones."""
@@ -96,7 +100,7 @@ class Program:
         dead = {slot for stage in self._stages(~live) for slot in stage[16] if slot >= 0}
         return frozenset(own), frozenset(dead - own)
 
-    def normed(self, live: int) -> bool:
+    def _normed(self, live: int) -> bool:
         """Whether a live candidate takes the statistics of its batch."""
         return any(stage[10] == _BATCH for stage in self._stages(live))
 
@@ -119,6 +123,8 @@ def program_of(text: str) -> Program:
     """The program of a description; one for all that give the same."""
     found = _programs.get(text)
     if found is None:
+        if len(_programs) >= MOST_PROGRAMS:  # of a setting that is another at every step
+            _programs.clear()
         found = _programs[text] = Program(text)
     return found
 
@@ -137,9 +143,19 @@ def served(made: Plan, channels: int) -> frozenset[int]:
 
 
 def _serves(stage: Stage) -> bool:
+    norm, slope = stage.norm, getattr(stage.activation, "negative_slope", 0)
+    if not _plain(slope) or (norm is not None and not (_plain(norm.eps) and _plain(norm.momentum))):
+        return False
+    if norm is not None and norm.momentum is not None and norm.momentum < 0:
+        return False
     if stage.kind == "pool":
         return stage.size in COMPILED
     return stage.kind == "separable" or max(stage.conv.out_channels, stage.conv.in_channels) <= MOST_CHANNELS
+
+
+def _plain(value: Any) -> bool:
+    """Whether a description can hold a setting: a number, and no tensor, which would change in place."""
+    return value is None or (type(value) in (int, float) and isfinite(value))
 
 
 def result_of(made: Plan, k: int, channels: int) -> tuple[int, int]:
@@ -224,6 +240,25 @@ def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=dense_format(like))
 
 
+def _check(x: Tensor, weights: Tensor, made: Program, live: int) -> None:
+    """Refuses what the compiled code must not meet; also of graphs, which are made for other images than they meet."""
+    if weights.shape != (len(made.candidates),):
+        raise InputError(
+            f"MixedOp weights have shape {tuple(weights.shape)}; give ({len(made.candidates)},), one per candidate"
+        )
+    if x.dim() != 4 or x.shape[1] != made.channels * made.partial or not x.numel():
+        channels = made.channels * made.partial
+        raise InputError(f"x is {tuple(x.shape)}; this MixedOp was compiled for images (N, {channels}, H, W)")
+    n, _, height, width = made.result_shape(x)
+    if made.partial > 1 and made.stride > 1 and (x.shape[2] % 2 or x.shape[3] % 2):
+        raise InputError(f"x is {tuple(x.shape)}; partial channels that are halved take an even height and width")
+    if n * height * width == 1 and made.normed(live):
+        raise ValueError(
+            "Expected more than 1 value per channel when training, got a batch of one pixel for a batch norm; "
+            "use larger patches or batches, or eval mode"
+        )
+
+
 def _sizes(x: Tensor) -> tuple[int, int, int]:
     n, _, height, width = x.shape
     return n, height, width
@@ -239,8 +274,9 @@ def _forward(
     live: int,
 ) -> tuple[Tensor, Tensor]:
     """y and what its backward pass needs; moves running statistics. Parameters and statistics by their addresses."""
-    weights, scale = _numbers(x, weights), _numbers(x, scale)
-    y, kept = _empty(x, made.result_shape(x)), torch.empty(made.kept(live), dtype=x.dtype)
+    _check(x, weights, made, live)
+    x, weights, scale = x.resolve_neg(), _numbers(x, weights), _numbers(x, scale)
+    y, kept = _empty(x, made.result_shape(x)), torch.empty(made.kept(live), dtype=x.dtype, device=x.device)
     computed = made.calls[x.dtype].program_forward(
         made.compiled,
         threads(),
@@ -277,10 +313,14 @@ def _backward(
 ) -> list[Tensor | None]:
     """The gradients of x, weights, scale and parameters, None where not wanted."""
     x_wanted, weights_wanted, scale_wanted, *each_wanted = wanted
+    _check(x, weights, made, live)
     values, factor = _numbers(x, weights), _numbers(x, scale)
+    x, dy = x.resolve_neg(), dy.resolve_neg()
+    if dy.shape != made.result_shape(x) or dy.dtype != x.dtype or not dy.is_cpu:
+        raise RuntimeError(f"the gradient of a MixedOp is {tuple(dy.shape)} of {dy.dtype}, its result was another")
     dx = _empty(x, x.shape) if x_wanted else None
-    dweights = torch.empty(weights.shape, dtype=x.dtype) if weights_wanted else None
-    dscale = torch.empty((), dtype=x.dtype) if scale_wanted else None
+    dweights = torch.empty(weights.shape, dtype=x.dtype, device=x.device) if weights_wanted else None
+    dscale = torch.empty((), dtype=x.dtype, device=x.device) if scale_wanted else None
     own, dead = made.slots(live)
     found = [
         torch.empty_like(parameter) if want and slot in own else None
@@ -330,6 +370,7 @@ _library.define(
 
 
 def _mixed_sum_forward(x, weights, scale, parameters, statistics, program, live):
+    parameters = [parameter.contiguous() for parameter in parameters]
     return _forward(x, weights, scale, addresses(parameters), addresses(statistics), program_of(program), live)
 
 
@@ -379,8 +420,9 @@ def forward(
     if watched(x):
         return _ops.mixed_sum_forward(x, weights, scale, parameters, statistics, made.text, live)
     results = _forward(x, weights, scale, *at, made, live)
-    if made.moves and not statistics[0].is_inference():
-        torch.autograd.graph.increment_version(statistics)
+    moved = [statistics[i] for i in made.moving(live)]
+    if moved and not moved[0].is_inference():
+        torch.autograd.graph.increment_version(moved)
     return results
 
 

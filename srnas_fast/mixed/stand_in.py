@@ -141,6 +141,9 @@ def _subclass(cls: type[nn.Module]) -> type[nn.Module]:
     def forward(self, *args, **kwargs):
         if torch.compiler.is_compiling():
             return uncompiled(self, *args, **kwargs)
+        return run(self, *args, **kwargs)
+
+    def run(self, *args, **kwargs):
         stand_in = stand_in_of(self)
         if stand_in is None or cls.forward is not own or not _serves(self):
             return cls.forward(self, *args, **kwargs)
@@ -156,7 +159,7 @@ def _subclass(cls: type[nn.Module]) -> type[nn.Module]:
 
     @torch.compiler.disable  # one graph break
     def uncompiled(self, *args, **kwargs):
-        return forward(self, *args, **kwargs)
+        return run(self, *args, **kwargs)
 
     def __reduce_ex__(self, protocol):
         make, args, *rest = super(subclass, self).__reduce_ex__(max(protocol, 2))

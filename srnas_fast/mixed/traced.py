@@ -27,7 +27,7 @@ def prepare_to_break() -> None:
     """Make ``uncompiled``, which takes the compiler that is at work by now."""
     global uncompiled
     if uncompiled is None:
-        uncompiled = torch.compiler.disable(lambda op, *given: op.forward(*given))
+        uncompiled = torch.compiler.disable(lambda op, *given: op.run(*given))
 
 
 class Traced(NamedTuple):
@@ -48,7 +48,7 @@ class Traced(NamedTuple):
 
 def look_up(ops: nn.ModuleList, prepared: Prepared, x: Tensor, support, partial: int) -> Traced | None:
     """What to bake in for images like ``x``, whose numbers do not matter; None where a program does not do it all."""
-    live = prepared.all if support is None else frozenset(k for k, alive in enumerate(support) if alive)
+    live = prepared.live(support)
     if not prepared.takes(x, partial):
         return None
     share, alone = prepared.share(x, live, partial)

@@ -84,8 +84,6 @@ def watch_attributes(modules: Iterable[nn.Module], without: Collection[str | Non
 
 
 def shapes_of(tensors: Iterable[Tensor]) -> list:
-    """What a tensor may change while it stays the same object, its address first; to be compared with ``==``.
-
-    Another type or device comes with another address.
-    """
-    return [(t.data_ptr(), t.shape, t.is_contiguous()) for t in tensors]
+    """What a tensor may change while it stays the same object; to be compared with ``==``. Another device comes with
+    another address."""
+    return [(t.data_ptr(), t.dtype, t.shape, t.is_contiguous()) for t in tensors]
