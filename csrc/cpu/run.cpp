@@ -34,14 +34,13 @@ ShuffleShape shuffle_shape(const Frame<T>& frame) {
 }
 
 template <class T>
-void fill_zeros(const Frame<T>& frame, const ImageSize& size, const Tensor<T>& image) {
+void fill_zeros(const ImageSize& size, const Tensor<T>& image) {
     for (int64_t n = 0; n < size.images; ++n) {
         for (int64_t c = 0; c < size.channels; ++c) {
             for (int64_t y = 0; y < size.height; ++y)
                 std::fill_n(image.data + n * image.n + c * image.c + y * image.h, size.width, T(0));
         }
     }
-    static_cast<void>(frame);
 }
 
 // sum += the image, as often as the identities weigh.
@@ -78,7 +77,7 @@ void run_forward(const Call<T>& call, Tensor<T> y) {
         pool_forward(frame, group, a, sum);
     }
     add_identities(frame, frame.x, sum);
-    if (!sum.written) fill_zeros(frame, frame.out, sum.image);
+    if (!sum.written) fill_zeros(frame.out, sum.image);
     if (program.partial > 1) {
         shuffle_concat<T>(shuffle_shape(frame), sum.image.read_only(), call.x, call.scale, y, frame.threads);
     } else if (!direct) {
@@ -142,7 +141,7 @@ void run_backward(const Call<T>& call, Tensor<const T> given, const Gradients<T>
     }
     if (!x_wanted) return;
     add_identities(frame, frame.dy, dx);
-    if (!dx.written) fill_zeros(frame, frame.in, dx.image);
+    if (!dx.written) fill_zeros(frame.in, dx.image);
     if (!direct) copy_images<T>(frame.in, {dx.image.read_only(), {}}, gradients.dx, frame.threads);
 }
 
