@@ -18,7 +18,7 @@ struct Pool {
     std::mutex lock;
     std::vector<std::unique_ptr<Arena>> idle;
     size_t held = 0;
-    std::atomic<size_t> taken{0}, peak{0};
+    std::atomic<size_t> peak{0};
 };
 
 Pool& pool() {
@@ -95,9 +95,8 @@ Lease::Lease() {
 
 Lease::~Lease() {
     Pool& all = pool();
-    const size_t peak = arena_->peak();
-    // Calls at the same time: what they took together is at most the sum of what is noted here.
-    size_t now = all.taken.load() + peak, before = all.peak.load();
+    const size_t now = arena_->peak();
+    size_t before = all.peak.load();
     while (before < now && !all.peak.compare_exchange_weak(before, now)) {
     }
     const std::lock_guard<std::mutex> guard(all.lock);

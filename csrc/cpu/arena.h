@@ -73,7 +73,7 @@ private:
 size_t scratch_held();
 // Gives them back to the system.
 void scratch_release();
-// The most bytes that calls took at a time since the last look.
+// The most bytes that a call took since the last look.
 size_t scratch_peak();
 
 }  // namespace srnas_fast

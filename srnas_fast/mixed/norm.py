@@ -20,7 +20,7 @@ def uses_batch(norm: nn.BatchNorm2d | None) -> bool:
     return norm is not None and (norm.training or (norm.running_mean is None and norm.running_var is None))
 
 
-def refuse_one_pixel(norm: nn.BatchNorm2d) -> NoReturn:
+def refuse_one_pixel(norm: nn.BatchNorm2d | str) -> NoReturn:
     """Raises ValueError: a batch of one pixel has no variance; torch's own words."""
     raise ValueError(
         f"Expected more than 1 value per channel when training, got a batch of one pixel for {norm}; "

@@ -20,7 +20,7 @@ from srnas_fast.backends.openmp import threads
 from srnas_fast.errors import InputError
 from srnas_fast.mixed.call import Member
 from srnas_fast.mixed.layers import Sine
-from srnas_fast.mixed.norm import uses_batch
+from srnas_fast.mixed.norm import refuse_one_pixel, uses_batch
 from srnas_fast.mixed.plan import Plan
 from srnas_fast.mixed.stage import Stage
 from srnas_fast.primitives.direct import watched
@@ -253,10 +253,7 @@ def _check(x: Tensor, weights: Tensor, made: Program, live: int) -> None:
     if made.partial > 1 and made.stride > 1 and (x.shape[2] % 2 or x.shape[3] % 2):
         raise InputError(f"x is {tuple(x.shape)}; partial channels that are halved take an even height and width")
     if n * height * width == 1 and made.normed(live):
-        raise ValueError(
-            "Expected more than 1 value per channel when training, got a batch of one pixel for a batch norm; "
-            "use larger patches or batches, or eval mode"
-        )
+        refuse_one_pixel("a batch norm")  # a graph does not know which
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:
