@@ -31,7 +31,7 @@ from cases import Mixed, dlsr, hinas, pc_darts
 from machine import options, prepare
 from peers import DEVICE, PEERS, Job, job_of, mixed_job, now
 from rows import Row, add_reference, compare, recorded, report
-from speed import Work, measure, passes
+from speed import Work, measure
 from srnas_fast import MixedOp, accelerate
 from srnas_fast.mixed import PlainMixedOp
 
@@ -112,8 +112,8 @@ def job(case: str, peer: str) -> Job:
     return mixed_job(one, peer, LAYOUT)
 
 
-def turn(case: str, peer: str) -> Work:
-    work = job(case, peer)
+def turn(work: Job) -> Work:
+    """Times a row of passes."""
 
     def row(count: int) -> None:
         for _ in range(count):
@@ -147,12 +147,7 @@ def chain_turn(peer: str, notes: dict[str, str]) -> Work:
         counters.clear()
         work.forward()
         notes[peer] = f"{sum(counters['graph_break'].values())} graph breaks"
-
-    def timed() -> dict[str, float]:
-        work.backward(work.forward())
-        return passes(work)
-
-    return timed
+    return turn(work)
 
 
 def rows_of(case: str, peers: list[str], rounds: int) -> tuple[str, list[Row]]:
@@ -164,7 +159,7 @@ def rows_of(case: str, peers: list[str], rounds: int) -> tuple[str, list[Row]]:
     else:
         what, shape = f"{IN_A_ROW} passes a turn", CASES[case].shape
         known = [*(FOREIGN if case == "accelerated" else PEERS), "empty"]
-        makers = {peer: partial(turn, case, peer) for peer in known}
+        makers = {peer: lambda peer=peer: turn(job(case, peer)) for peer in known}
     rows = measure({(peer, LAYOUT): make for peer, make in makers.items() if peer in peers}, rounds)
     floor = next((row.get("total, ms") for row in rows if row["peer"] == "empty"), None)
     what = f"forward and backward, x {'x'.join(map(str, shape))}, {what}, {rounds} rounds"

@@ -312,6 +312,24 @@ def test_autocast(dtype):
     assert error < 2**-8 and error <= of_plain
 
 
+def test_the_profiler_sees_a_program_beside_a_branch():
+    """Many channels of a dense convolution are torch's, whose parameters the program gives no gradients."""
+
+    def wide(channels=72):
+        depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        separable = nn.Sequential(nn.ReLU(), depthwise, nn.Conv2d(channels, channels, 1, bias=False))
+        return [nn.Conv2d(channels, channels, 3, padding=1), separable, nn.Identity()]
+
+    plain, ours = twins(wide)
+    given = [torch.randn(1, 72, 3, 4, dtype=torch.float64, requires_grad=True), inputs(ours)[1].double()[:3]]
+    with torch.profiler.profile() as profiler:
+        found = passes(ours, *given)
+    assert_close(found, passes(plain, *given))
+    assert {"srnas_fast::mixed_sum_forward", "srnas_fast::mixed_sum_backward"} <= {
+        e.key for e in profiler.key_averages()
+    }
+
+
 def test_operations_are_counted():
     """As plain torch would run them, forward; backward twice as many, and those made again."""
     plain, ours = twins(dtype=torch.float32)

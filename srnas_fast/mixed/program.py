@@ -373,7 +373,7 @@ def _mixed_sum_forward(x, weights, scale, parameters, statistics, program, live)
 
 def _mixed_sum_backward(dy, x, weights, scale, parameters, kept, program, live, wanted):
     found = _backward(dy, x, weights, scale, parameters, kept, program_of(program), live, wanted)
-    return [x.new_empty(0) if gradient is None else gradient for gradient in found]
+    return [gradient for gradient, want in zip(found, wanted, strict=True) if want]
 
 
 for _name, _function in [("mixed_sum_forward", _mixed_sum_forward), ("mixed_sum_backward", _mixed_sum_backward)]:
@@ -393,7 +393,7 @@ def _(dy, x, weights, scale, parameters, kept, program, live, wanted):
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=dense_format(x))
     rest = [weights, x.new_empty(()) if scale is None else scale, *parameters]
     rest = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in rest]
-    return [found if want else x.new_empty(0) for found, want in zip([dx, *rest], wanted, strict=True)]
+    return [gradient for gradient, want in zip([dx, *rest], wanted, strict=True) if want]
 
 
 def forward(
@@ -427,8 +427,15 @@ def backward(dy, x, weights, scale, parameters, kept, made: Program, live: int, 
     """The gradients of x, weights, scale and parameters, None where not wanted."""
     if not watched(x):
         return _backward(dy, x, weights, scale, parameters, kept, made, live, wanted)
-    found = _ops.mixed_sum_backward(dy, x, weights, scale, parameters, kept, made.text, live, wanted)
-    return [gradient if want else None for gradient, want in zip(found, wanted, strict=True)]
+    own, dead = made.slots(live)  # an operator returns tensors only, so it is not asked for those of other candidates
+    wanted = [*wanted[:3], *(want and (slot in own or slot in dead) for slot, want in enumerate(wanted[3:]))]
+    return _at_wanted(_ops.mixed_sum_backward(dy, x, weights, scale, parameters, kept, made.text, live, wanted), wanted)
+
+
+def _at_wanted(found: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
+    """Each gradient at the place of its input."""
+    remaining = iter(found)
+    return [next(remaining) if want else None for want in wanted]
 
 
 class _Differentiable(torch.autograd.Function):
@@ -447,7 +454,7 @@ class _Differentiable(torch.autograd.Function):
         x, weights, scale, kept, *parameters = ctx.saved_tensors
         wanted = ctx.needs_input_grad[3:]
         found = _ops.mixed_sum_backward(dy, x, weights, scale, parameters, kept, ctx.program, ctx.live, wanted)
-        return None, None, None, *(gradient if want else None for gradient, want in zip(found, wanted, strict=True))
+        return None, None, None, *_at_wanted(found, wanted)
 
 
 def _mixed_sum(x, weights, scale, parameters, statistics, program, live):
