@@ -16,13 +16,16 @@ The case `accelerated` is a module of somebody else, with the candidates of DART
 accelerate() ("accelerated"), and beside it a bare MixedOp of the same candidates ("srnas_fast").
 
 The case `chain` is twelve mixed operations of HiNAS in a row, each of 2x8x16x16: plain, as MixedOp, and
-torch.compile of both chains ("compile", "srnas_fast-compile"), whose note tells how often the compiler broke the graph.
-A turn is one pass after one that is not counted.
+torch.compile of both chains ("compile", "srnas_fast-compile"), whose note tells how often the compiler broke the graph;
+`chain-32` is the same with 8x8x32x32.
 
 --reference compares in the end with what was recorded before; see compare() in bench/rows.py.
 """
 
+import itertools
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +40,7 @@ from srnas_fast.mixed import PlainMixedOp
 
 FIGURES = ["pass, us", "p20, us", "p80, us", "forward, ms", "backward, ms", "of eager", "of empty"]
 LAYOUT = "NCHW"
+DEPTHS = range(0, 128, 7)  # in frames
 COLD, IN_A_ROW = 3, 20  # passes of a turn: those that are not counted, those that are
 SMALL = (1, 8, 4, 4)
 CASES = {
@@ -46,7 +50,7 @@ CASES = {
     "pc-darts-partial": Mixed(pc_darts, (1, 32, 4, 4), partial=4),
     "accelerated": Mixed(pc_darts, SMALL),
 }
-LINKS, CHAINED = 12, (2, 8, 16, 16)
+LINKS, CHAINED = 12, {"chain": (2, 8, 16, 16), "chain-32": (8, 8, 32, 32)}
 CHAINS = {"eager": PlainMixedOp, "compile": PlainMixedOp, "srnas_fast": MixedOp, "srnas_fast-compile": MixedOp}
 
 
@@ -91,9 +95,9 @@ ALL_PEERS = list(dict.fromkeys([*PEERS, *FOREIGN, *CHAINS, "empty"]))
 class Chain(nn.Module):
     """Mixed operations in a row; ``weights`` has a row for each."""
 
-    def __init__(self, mixed_op: type[nn.Module]):
+    def __init__(self, mixed_op: type[nn.Module], channels: int):
         super().__init__()
-        self.links = nn.ModuleList(mixed_op(hinas(CHAINED[1])) for _ in range(LINKS))
+        self.links = nn.ModuleList(mixed_op(hinas(channels)) for _ in range(LINKS))
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         for k, link in enumerate(self.links):
@@ -113,34 +117,46 @@ def job(case: str, peer: str) -> Job:
 
 
 def turn(work: Job) -> Work:
-    """Times a row of passes."""
+    """Times a row of passes, each time called from another depth."""
+    depths = itertools.cycle(DEPTHS)
 
     def row(count: int) -> None:
         for _ in range(count):
             work.backward(work.forward())
 
-    def timed() -> dict[str, float]:
+    def passes() -> dict[str, float]:
         row(COLD)
         begun = now()
         row(IN_A_ROW)
         return {"pass, ms": (now() - begun) / IN_A_ROW}
 
-    return timed
+    return lambda: deeper(next(depths), passes)
 
 
-def chain_job(peer: str) -> Job:
-    """One peer at work on the chain."""
+def deeper(frames: int, function: Callable[[], Any]) -> Any:
+    """``function()``, called from so many frames deeper.
+
+    CPython (3.11 and later) keeps frames in pieces of 16 KiB, and a loop whose calls begin a new piece asks the kernel
+    for memory each time: 6 us a call here, at one depth in ten, for functions of hundreds of variables as compilers
+    write them. The median over depths does not depend on where a bench happens to stand.
+    """
+    return deeper(frames - 1, function) if frames else function()
+
+
+def chain_job(case: str, peer: str) -> Job:
+    """One peer at work on a chain."""
+    shape = CHAINED[case]
     torch.manual_seed(0)
-    chain = Chain(CHAINS[peer]).to(DEVICE)
-    inputs = [torch.randn(CHAINED), (0.3 * torch.randn(LINKS, len(chain.links[0].ops))).softmax(1)]
+    chain = Chain(CHAINS[peer], shape[1]).to(DEVICE)
+    inputs = [torch.randn(shape), (0.3 * torch.randn(LINKS, len(chain.links[0].ops))).softmax(1)]
     x, weights = (tensor.to(DEVICE).requires_grad_() for tensor in inputs)
     run = torch.compile(chain, dynamic=False) if peer.endswith("compile") else chain
     return Job(partial(run, x, weights), x, [x, weights, *chain.parameters()], torch.randn_like(x))
 
 
-def chain_turn(peer: str, notes: dict[str, str]) -> Work:
+def chain_turn(case: str, peer: str, notes: dict[str, str]) -> Work:
     """Writes down how often the compiler breaks the graph, of a peer that it compiles."""
-    work = chain_job(peer)
+    work = chain_job(case, peer)
     if peer.endswith("compile"):
         from torch._dynamo.utils import counters  # slow to import, and only needed here
 
@@ -153,9 +169,9 @@ def chain_turn(peer: str, notes: dict[str, str]) -> Work:
 def rows_of(case: str, peers: list[str], rounds: int) -> tuple[str, list[Row]]:
     """What a case measures, and a row for each of the asked peers that it has."""
     notes: dict[str, str] = {}
-    if case == "chain":
-        what, shape = f"{LINKS} mixed operations in a row", CHAINED
-        makers = {peer: partial(chain_turn, peer, notes) for peer in CHAINS}
+    if case in CHAINED:
+        what, shape = f"{LINKS} mixed operations in a row", CHAINED[case]
+        makers = {peer: partial(chain_turn, case, peer, notes) for peer in CHAINS}
     else:
         what, shape = f"{IN_A_ROW} passes a turn", CASES[case].shape
         known = [*(FOREIGN if case == "accelerated" else PEERS), "empty"]
@@ -179,7 +195,7 @@ def figures(row: Row, floor: float | None) -> Row:
 
 def main() -> None:
     parser = options(__doc__)
-    cases = [*CASES, "chain"]
+    cases = [*CASES, *CHAINED]
     parser.add_argument("--case", choices=cases, action="append", help="again for more; default: all")
     parser.add_argument("--peer", choices=ALL_PEERS, action="append", help="again for more; default: all")
     parser.add_argument("--rounds", type=int, default=30)

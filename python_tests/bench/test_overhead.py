@@ -51,8 +51,8 @@ for case, peers in {"pc-darts-partial": ["eager", "selective", "srnas_fast"], "a
     y = floor.forward()
     kept = [len(y.grad_fn.saved_tensors), len(jobs["eager"].inputs)]
     floors.append([y.equal(floor.x), *(dx.equal(floor.dy) for dx in floor.backward(y)), *kept])
-overhead.LINKS, overhead.CHAINED = 3, (2, 4, 8, 8)
-jobs = {peer: overhead.chain_job(peer) for peer in ("eager", "srnas_fast")}
+overhead.LINKS, overhead.CHAINED["chain"] = 3, (2, 4, 8, 8)
+jobs = {peer: overhead.chain_job("chain", peer) for peer in ("eager", "srnas_fast")}
 found = {peer: job.backward(job.forward()) for peer, job in jobs.items()}
 errors["chain"] = error([found["srnas_fast"]], [found["eager"]])
 result = [errors, floors]
@@ -89,7 +89,7 @@ class Broken(overhead.PlainMixedOp):
         torch._dynamo.graph_break()
         return super().forward(x, weights)
 
-overhead.LINKS, overhead.CHAINED, overhead.CHAINS["srnas_fast-compile"] = 2, (2, 4, 8, 8), Broken
+overhead.LINKS, overhead.CHAINED["chain"], overhead.CHAINS["srnas_fast-compile"] = 2, (2, 4, 8, 8), Broken
 torch.compile = partial(torch.compile, backend="eager")
 result = overhead.rows_of("chain", ["eager", "compile", "srnas_fast-compile"], 1)[1]
 """)
@@ -98,7 +98,7 @@ result = overhead.rows_of("chain", ["eager", "compile", "srnas_fast-compile"], 1
     breaks, told = rows[2]["note"].split(maxsplit=1)
     assert int(breaks) > 0 and told == "graph breaks"
     for row in rows:
-        assert row["pass, us"] > 0 and row["forward, ms"] > 0 and row["backward, ms"] > 0
+        assert row["pass, us"] > 0
         assert row["of eager"] == pytest.approx(row["pass, us"] / rows[0]["pass, us"])
 
 
