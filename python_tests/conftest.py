@@ -1,6 +1,7 @@
 """What several rooms of the tests share."""
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sysconfig
@@ -8,6 +9,10 @@ from pathlib import Path
 
 import pybind11
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Several processes share the cores: with more threads than cores OpenMP waits many times longer than it computes.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CUDA = Path(__file__).parents[1] / "csrc" / "cuda"
 

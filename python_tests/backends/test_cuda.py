@@ -196,6 +196,7 @@ def test_forced_without_a_gpu(monkeypatch):
     assert compiled_kernel("pool", X) is None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="there is no nvcc on PATH")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which runs them")
 def test_nvcc_builds_them_and_a_launch_without_a_card_is_an_error(monkeypatch, tmp_path, capsys, emulated):

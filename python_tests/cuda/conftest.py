@@ -14,8 +14,10 @@ from srnas_fast.backends.toolchain import Unavailable
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if item.path.is_relative_to(Path(__file__).parent) and "cuda" in item.fixturenames:
-            item.add_marker("gpu")  # `pytest -m gpu` runs them there
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker("slow")  # emulated
+            if "cuda" in item.fixturenames:
+                item.add_marker("gpu")  # `pytest -m gpu` runs them there
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker("gpu")
+            if hasattr(item, "callspec") and item.callspec.params.get("backend") == "cuda":
+                item.add_marker("slow")  # emulated
 
 
 @pytest.fixture

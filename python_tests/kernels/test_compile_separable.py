@@ -13,9 +13,10 @@ from triton.compiler import ASTSource
 
 from srnas_fast.kernels import multi_depthwise, separable_sum
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") == "1", reason="needs a process without TRITON_INTERPRET"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="needs a process without TRITON_INTERPRET"),
+]
 
 SHAPE = ("i32",) * 4
 PLAN = {"SIZES": (3, 5), "DILATIONS": (1, 2), "STRIDE": 1, "INDEX": tl.int32}

@@ -13,9 +13,12 @@ TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 KERNELS = ("products_kernel", "dd_kernel", "transpose_kernel")
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") == "1", reason="Triton compiles nothing in a process that interprets"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") == "1", reason="Triton compiles nothing in a process that interprets"
+    ),
+]
 
 
 def signature_of(value, path, constants):

@@ -102,6 +102,7 @@ def source(kernel, given):
     return ASTSource(kernel, signature, known)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", [75, 80, 86, 90, 120])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_compiles(variant, capability):
