@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from srnas_fast.backends import cpu_kernels
 from srnas_fast.backends.compiled import PARTS
 from srnas_fast.errors import InputError
+from srnas_fast.mixed import operators
 from srnas_fast.mixed import program as programs
 from srnas_fast.mixed.norm import refuse_one_pixel, uses_batch
 from srnas_fast.mixed.partial import first_channels
@@ -47,7 +48,7 @@ class Share:
         if not self.dense:
             parameters = [_readable(parameter) for parameter in parameters]
             at = addresses(parameters), at[1]
-        return programs.forward(x, weights, scale, parameters, self.statistics, at, self.made, bits)
+        return operators.forward(x, weights, scale, parameters, self.statistics, at, self.made, bits)
 
     def backward(
         self,
@@ -73,7 +74,7 @@ class Share:
                 ".data before the backward pass"
             )
         parameters = [_readable(parameter) for parameter in parameters]
-        found = programs.backward(dy, x, weights, scale, parameters, kept, self.made, bits_of(live), wanted)
+        found = operators.backward(dy, x, weights, scale, parameters, kept, self.made, bits_of(live), wanted)
         return [*found, *[None] * more] if more else found
 
     def _refuse_one_pixel(self, x: Tensor, bits: int) -> None:

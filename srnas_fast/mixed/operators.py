@@ -1,0 +1,305 @@
+"""Running a program: one call into C++ in each direction, and the same as operators for who watches or compiles."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from srnas_fast.backends.openmp import threads
+from srnas_fast.errors import InputError
+from srnas_fast.mixed.norm import refuse_one_pixel
+from srnas_fast.mixed.program import Program, program_of
+from srnas_fast.primitives.direct import watched
+from srnas_fast.primitives.flops import register_flop_formula
+from srnas_fast.primitives.images import address, addresses, check_one_device, dense_format
+
+
+def _numbers(x: Tensor, values: Tensor | None) -> Tensor | None:
+    """Weights, or a scale, as programs read them."""
+    if values is None:
+        return None
+    check_one_device(x, values)
+    return values if values.dtype is x.dtype and values.is_contiguous() else values.to(x.dtype).contiguous()
+
+
+def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
+    if like.shape == shape and like.is_contiguous():
+        return torch.empty_like(like)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=dense_format(like))
+
+
+def _check(x: Tensor, weights: Tensor, made: Program, live: int) -> None:
+    """Refuses what the compiled code must not meet; also of graphs, which are made for other images than they meet."""
+    if weights.shape != (len(made.candidates),):
+        raise InputError(
+            f"MixedOp weights have shape {tuple(weights.shape)}; give ({len(made.candidates)},), one per candidate"
+        )
+    if x.dim() != 4 or x.shape[1] != made.channels * made.partial or not x.numel():
+        channels = made.channels * made.partial
+        raise InputError(f"x is {tuple(x.shape)}; this MixedOp was compiled for images (N, {channels}, H, W)")
+    n, _, height, width = made.result_shape(x)
+    if made.partial > 1 and made.stride > 1 and (x.shape[2] % 2 or x.shape[3] % 2):
+        raise InputError(f"x is {tuple(x.shape)}; partial channels that are halved take an even height and width")
+    if n * height * width == 1 and made.normed(live):
+        refuse_one_pixel("a batch norm")  # a graph does not know which
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    n, _, height, width = x.shape
+    return n, height, width
+
+
+def _forward(
+    x: Tensor,
+    weights: Tensor,
+    scale: Tensor | None,
+    parameters: list[int],
+    statistics: list[int],
+    made: Program,
+    live: int,
+) -> tuple[Tensor, Tensor]:
+    """y and what its backward pass needs; moves running statistics. Parameters and statistics by their addresses."""
+    _check(x, weights, made, live)
+    x, weights, scale = x.resolve_neg(), _numbers(x, weights), _numbers(x, scale)
+    y, kept = _empty(x, made.result_shape(x)), torch.empty(made.kept(live), dtype=x.dtype, device=x.device)
+    computed = made.calls[x.dtype].program_forward(
+        made.compiled,
+        threads(),
+        _sizes(x),
+        x.data_ptr(),
+        x.stride(),
+        weights.data_ptr(),
+        address(scale),
+        live,
+        parameters,
+        statistics,
+        kept.data_ptr(),
+        y.data_ptr(),
+        y.stride(),
+    )
+    if not computed:
+        raise InputError(
+            f"MixedOp weights hold NaN: {weights.tolist()}; the run has diverged, so lower the "
+            "learning rates or look for the first NaN in the loss"
+        )
+    return y, kept
+
+
+def _run_backward(
+    dy: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    scale: Tensor | None,
+    parameters: Sequence[Tensor],
+    kept: Tensor,
+    made: Program,
+    live: int,
+    dx: Tensor | None,
+    at: list[int],
+) -> None:
+    """Computes the gradient of x, and at addresses those of weights, scale and parameters: 0 where not wanted."""
+    _check(x, weights, made, live)
+    values, factor = _numbers(x, weights), _numbers(x, scale)
+    x, dy = x.resolve_neg(), dy.resolve_neg()
+    if dy.shape != made.result_shape(x) or dy.dtype != x.dtype or not dy.is_cpu:
+        raise RuntimeError(f"the gradient of a MixedOp is {tuple(dy.shape)} of {dy.dtype}, its result was another")
+    made.calls[x.dtype].program_backward(
+        made.compiled,
+        threads(),
+        _sizes(x),
+        x.data_ptr(),
+        x.stride(),
+        values.data_ptr(),
+        address(factor),
+        live,
+        addresses(parameters),
+        kept.data_ptr(),
+        dy.data_ptr(),
+        dy.stride(),
+        address(dx),
+        x.stride() if dx is None else dx.stride(),
+        at[0],
+        at[1],
+        at[2:],
+    )
+
+
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    scale: Tensor | None,
+    parameters: Sequence[Tensor],
+    kept: Tensor,
+    made: Program,
+    live: int,
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradients of x, weights, scale and parameters, None where not wanted."""
+    x_wanted, weights_wanted, scale_wanted, *each_wanted = wanted
+    dx = _empty(x, x.shape) if x_wanted else None
+    dweights = torch.empty(weights.shape, dtype=x.dtype, device=x.device) if weights_wanted else None
+    dscale = torch.empty((), dtype=x.dtype, device=x.device) if scale_wanted else None
+    own, dead = made.slots(live)
+    found = [
+        torch.empty_like(parameter) if want and slot in own else None
+        for slot, (parameter, want) in enumerate(zip(parameters, each_wanted, strict=True))
+    ]
+    at = [address(dweights), address(dscale), *map(address, found)]
+    _run_backward(dy, x, weights, scale, parameters, kept, made, live, dx, at)
+    for slot in dead:
+        # Zeros, not None: with weight zero these parameters are in use, so that decay and momentum act.
+        if each_wanted[slot]:
+            found[slot] = torch.zeros_like(parameters[slot])
+    if dweights is not None and weights.dtype is not x.dtype:
+        dweights = dweights.to(weights.dtype)
+    if dscale is not None and scale.dtype is not x.dtype:
+        dscale = dscale.to(scale.dtype)
+    return [dx, dweights, dscale, *found]
+
+
+_ops = torch.ops.srnas_fast
+# Defined by schemas and not as custom ops, which look at all tensors of a call once more: here there are dozens.
+_library = torch.library.Library("srnas_fast", "FRAGMENT")
+_GIVEN = "Tensor x, Tensor weights, Tensor? scale, Tensor[] parameters"
+for _name in ("mixed_sum", "mixed_sum_forward"):
+    _library.define(f"{_name}({_GIVEN}, Tensor(a!)[] statistics, str program, int live) -> (Tensor, Tensor)")
+_library.define(
+    f"mixed_sum_backward(Tensor dy, {_GIVEN}, Tensor kept, str program, int live, bool[] wanted) -> (Tensor, Tensor)"
+)
+
+
+def _mixed_sum_forward(x, weights, scale, parameters, statistics, program, live):
+    parameters = [parameter.contiguous() for parameter in parameters]
+    return _forward(x, weights, scale, addresses(parameters), addresses(statistics), program_of(program), live)
+
+
+def _mixed_sum_backward(dy, x, weights, scale, parameters, kept, program, live, wanted):
+    """The gradient of x and, one after the other in one tensor, all others that are wanted: compilers look at each
+    result of an operator, and cutting one in pieces costs them nothing."""
+    made = program_of(program)
+    parameters = [parameter.contiguous() for parameter in parameters]
+    own, dead = made.slots(live)
+    at, end = [], 0
+    for count, want in zip(_counts(made, parameters), wanted[1:], strict=True):
+        at.append(end if want else -1)
+        end += count if want else 0
+    dx = _empty(x, x.shape) if wanted[0] else x.new_empty(0)
+    # Zeros, not nothing, are the gradients of dead candidates: they are in use, so that decay and momentum act.
+    rest = x.new_zeros(end) if any(wanted[3 + slot] for slot in dead) else x.new_empty(end)
+    first, size = rest.data_ptr(), rest.element_size()
+    # The compiled code writes no gradient of dead candidates.
+    places = [0 if place < 0 else first + size * place for place in at]
+    for slot in dead:
+        places[2 + slot] = 0
+    _run_backward(dy, x, weights, scale, parameters, kept, made, live, dx if wanted[0] else None, places)
+    return dx, rest
+
+
+def _counts(made: Program, parameters: Sequence[Tensor]) -> list[int]:
+    """How many numbers weights, scale and parameters have."""
+    return [len(made.candidates), 1, *(parameter.numel() for parameter in parameters)]
+
+
+def _cut(dx: Tensor, rest: Tensor, made: Program, weights, scale, parameters, wanted) -> list[Tensor | None]:
+    """The gradients at the places of their inputs."""
+    found, end = [dx if wanted[0] else None], 0
+    inputs = [weights, scale, *parameters]
+    for tensor, count, want in zip(inputs, _counts(made, parameters), wanted[1:], strict=True):
+        found.append(rest[end : end + count].view(tensor.shape).to(tensor.dtype) if want else None)
+        end += count if want else 0
+    return found
+
+
+for _name, _function in [("mixed_sum_forward", _mixed_sum_forward), ("mixed_sum_backward", _mixed_sum_backward)]:
+    _library.impl(_name, _function, "CPU")
+    _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
+
+
+@torch.library.register_fake("srnas_fast::mixed_sum_forward", lib=_library)
+def _(x, weights, scale, parameters, statistics, program, live):
+    made = program_of(program)
+    y = torch.empty(made.result_shape(x), dtype=x.dtype, device=x.device, memory_format=dense_format(x))
+    return y, x.new_empty(made.kept(live))
+
+
+@torch.library.register_fake("srnas_fast::mixed_sum_backward", lib=_library)
+def _(dy, x, weights, scale, parameters, kept, program, live, wanted):
+    shape = x.shape if wanted[0] else (0,)
+    dx = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=dense_format(x) if wanted[0] else None)
+    counts = zip(_counts(program_of(program), parameters), wanted[1:], strict=True)
+    return dx, x.new_empty(sum(count for count, want in counts if want))
+
+
+def forward(
+    x: Tensor,
+    weights: Tensor,
+    scale: Tensor | None,
+    parameters: Sequence[Tensor],
+    statistics: Sequence[Tensor],
+    at: tuple[list[int], list[int]],
+    made: Program,
+    live: int,
+) -> tuple[Tensor, Tensor]:
+    """The weighted sum of the live candidates and what its backward pass needs; moves running statistics.
+
+    Args:
+        x: all of its channels, float32 or float64. weights: of all candidates. scale: of what passes by, or None.
+        parameters: at the plan's slots, of x's type, contiguous. statistics: mean, variance and count of each norm.
+        at: the addresses of both.
+        live: a bit for each candidate.
+    """
+    if watched(x):
+        return _ops.mixed_sum_forward(x, weights, scale, parameters, statistics, made.text, live)
+    results = _forward(x, weights, scale, *at, made, live)
+    moved = [statistics[i] for i in made.moving(live)]
+    if moved and not moved[0].is_inference():
+        torch.autograd.graph.increment_version(moved)
+    return results
+
+
+def backward(dy, x, weights, scale, parameters, kept, made: Program, live: int, wanted) -> list[Tensor | None]:
+    """The gradients of x, weights, scale and parameters, None where not wanted."""
+    if not watched(x):
+        return _backward(dy, x, weights, scale, parameters, kept, made, live, wanted)
+    own, dead = made.slots(live)  # an operator returns tensors only, so it is not asked for those of other candidates
+    wanted = [*wanted[:3], *(want and (slot in own or slot in dead) for slot, want in enumerate(wanted[3:]))]
+    found = _ops.mixed_sum_backward(dy, x, weights, scale, parameters, kept, made.text, live, wanted)
+    return _cut(*found, made, weights, scale, parameters, wanted)
+
+
+class _Differentiable(torch.autograd.Function):
+    """``mixed_sum``: the operator with gradients, which a compiler takes apart into those of the two passes."""
+
+    @staticmethod
+    def forward(ctx, program, live, statistics, x, weights, scale, *parameters):
+        y, kept = _ops.mixed_sum_forward(x, weights, scale, parameters, statistics, program, live)
+        ctx.program, ctx.live = program, live
+        ctx.save_for_backward(x, weights, scale, kept, *parameters)
+        ctx.mark_non_differentiable(kept)
+        return y, kept
+
+    @staticmethod
+    def backward(ctx, dy, _):
+        x, weights, scale, kept, *parameters = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[3:]
+        found = _ops.mixed_sum_backward(dy, x, weights, scale, parameters, kept, ctx.program, ctx.live, wanted)
+        return None, None, None, *_cut(*found, program_of(ctx.program), weights, scale, parameters, wanted)
+
+
+def _mixed_sum(x, weights, scale, parameters, statistics, program, live):
+    return _Differentiable.apply(program, live, statistics, x, weights, scale, *parameters)
+
+
+_library.impl("mixed_sum", _mixed_sum, "CompositeImplicitAutograd")
+
+
+@register_flop_formula(torch.ops.srnas_fast.mixed_sum_forward)
+def _(x, weights, scale, parameters, statistics, program, live, *args, **kwargs) -> int:
+    return 2 * program_of(program).macs(x, live)
+
+
+@register_flop_formula(torch.ops.srnas_fast.mixed_sum_backward)
+def _(dy, x, weights, scale, parameters, kept, program, live, wanted, *args, **kwargs) -> int:
+    """The outputs made again, and the gradients of inputs and kernels where any is wanted."""
+    return 2 * program_of(program).macs(x, live) * (1 + bool(wanted[0]) + any(wanted[3:]))
