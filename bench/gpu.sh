@@ -1,22 +1,26 @@
 #!/usr/bin/env bash
-# What one NVIDIA GPU makes of srnas_fast, in 25 minutes: bench/gpu.sh OUT [PIECE...]
+# What one NVIDIA GPU makes of srnas_fast, in 15 minutes: bench/gpu.sh OUT [PIECE...]
 #
-#   tests    pytest -m gpu, without the cap                                            390 seconds at most
-#   memory   of every mixed operation beside the peers                                 340
-#   speed    of the same, of depthwise convolutions, of sparse weights                 280
-#   steps    whole search steps: memory and speed, with CUDA graphs and without        270
-#   search   HiNAS denoising at the paper's settings, half a minute of it               90
+#   warm     compile for the card all that is compiled, on all cores at once            130 seconds at most
+#   tests    pytest -m gpu, in several processes, without the cap                       180
+#   speed    of the mixed operations that count most, launched and as CUDA graphs       200
+#   steps    whole search steps: memory and speed, with CUDA graphs and without         180
+#   memory   of the mixed operations that count most, beside the peers                  100
+#   search   HiNAS denoising at the paper's settings, half a minute of it               70
 #   summary  pictures, and summary.md: what was measured beside what was hoped for      40
+#   more     the other mixed operations, depthwise convolutions, sparse weights         240
 #
-# Without a piece all of them, in this order. torch's allocator is capped at 11 GiB. Everything is left in the folder
-# OUT; rows are added to those that are there. A piece that fails, or takes too long, is told, the others still run, and
-# the exit status is 1. Every case has a process of its own: what breaks in one of them is gone for the next. PYTHON
-# names the interpreter, DATA a folder of images for the search (default: the photographs of scikit-image).
+# Without a piece all of them but `more`, in this order: what matters most comes first, for a card that is lent for
+# minutes. torch's allocator is capped at 11 GiB. Everything is left in the folder OUT; rows are added to those that are
+# there, each as soon as it is measured. A piece that fails, or takes too long, is told, the others still run, and the
+# exit status is 1. Every case has a process of its own: what breaks in one of them is gone for the next. PYTHON names
+# the interpreter, DATA a folder of images for the search (default: the photographs of scikit-image).
 set -uo pipefail
 
-pieces=(tests memory speed steps search summary)
+pieces=(warm tests speed steps memory search summary)
+all=("${pieces[@]}" more)
 if [ $# -eq 0 ]; then
-    echo "usage: bench/gpu.sh OUT [PIECE...]; pieces: ${pieces[*]}" >&2
+    echo "usage: bench/gpu.sh OUT [PIECE...]; pieces: ${all[*]}" >&2
     exit 2
 fi
 out=$(realpath -m "$1")
@@ -26,8 +30,8 @@ python=${PYTHON:-python3}
 shift
 [ $# -eq 0 ] && set -- "${pieces[@]}"
 for piece; do
-    if [[ " ${pieces[*]} " != *" $piece "* ]]; then
-        echo "bench/gpu.sh: there is no piece $piece; give some of: ${pieces[*]}" >&2
+    if [[ " ${all[*]} " != *" $piece "* ]]; then
+        echo "bench/gpu.sh: there is no piece $piece; give some of: ${all[*]}" >&2
         exit 2
     fi
 done
@@ -55,55 +59,81 @@ bench() {
     measure "$python" "bench/$1.py" --out "$out" "${@:2}"
 }
 
-# mixed BENCH [OPTION...]: all mixed operations, the three that count most beside all peers, the others without the one
-# that compiles longest.
+# mixed BENCH [OPTION...]: the mixed operations that count most, beside all peers.
 mixed() {
-    local case peers=(--peer eager --peer checkpoint --peer selective --peer compile)
-    peers+=(--peer srnas_fast --peer srnas_fast-unmerged)
+    local case
     for case in "${headline[@]}"; do
         bench "$@" --gib 11 --case "$case"
     done
-    for case in "${others[@]}"; do
-        bench "$@" --gib 11 --case "$case" "${peers[@]}"
+}
+
+# warm: every case once, all at the same time, so that their compilers use all cores; what is measured is thrown away.
+warm() {
+    local case kept=$out
+    out=$(mktemp -d)
+    for case in "${headline[@]}"; do
+        bench speed --rounds 1 --case "$case" >/dev/null &
     done
+    for case in hinas-search dlsr-search/64; do
+        bench speed --rounds 1 --case "$case" --peer srnas_fast --peer srnas_fast-graphs >/dev/null &
+    done
+    wait
+    rm -rf "$out"
+    out=$kept
 }
 
 # run PIECE: `ends` is when it has to be done, in seconds from the start of this script.
 run() {
     local case
     case $1 in
-        tests)
-            ends=$((SECONDS + 390))
-            rm -f "$out/tests.xml"
-            measure "$python" -m pytest -q -m gpu --junitxml="$out/tests.xml" python_tests
+        warm)
+            ends=$((SECONDS + 130))
+            warm
             ;;
-        memory)
-            ends=$((SECONDS + 340))
-            mixed memory
+        tests)
+            ends=$((SECONDS + 180))
+            rm -f "$out/tests.xml"
+            measure "$python" -m pytest -q -n auto -m gpu --junitxml="$out/tests.xml" python_tests
             ;;
         speed)
-            ends=$((SECONDS + 280))
+            ends=$((SECONDS + 200))
             mixed speed --rounds 9
-            bench speed --gib 11 --case multi-depthwise
-            bench speed --gib 11 --case simplex
-            bench speed --gib 11 --case sparsity/dlsr --rounds 3
+            for case in "${headline[@]}" dlsr-32; do
+                bench speed --gib 11 --rounds 9 --case "$case" --graph
+            done
             ;;
         steps)
-            ends=$((SECONDS + 270))
-            for case in hinas-search dlsr-search/64 dlsr-search/8; do
+            ends=$((SECONDS + 180))
+            for case in hinas-search dlsr-search/64; do
                 bench memory --gib 11 --case "$case"
-                bench speed --gib 11 --case "$case"
+                bench speed --gib 11 --case "$case" --rounds 2
             done
-            bench speed --gib 11 --case sparsity/hinas-search
+            ;;
+        memory)
+            ends=$((SECONDS + 100))
+            mixed memory
             ;;
         search)
-            ends=$((SECONDS + 90))
+            ends=$((SECONDS + 70))
             bench search --gib 11 ${data:+--root "$data"}
             ;;
         summary)
             ends=$((SECONDS + 40))
             bench plot
             bench summary
+            ;;
+        more)
+            ends=$((SECONDS + 240))
+            for case in "${others[@]}"; do
+                bench speed --gib 11 --rounds 9 --case "$case" --peer eager --peer compile --peer srnas_fast
+                bench memory --gib 11 --case "$case" --peer eager --peer compile --peer srnas_fast
+            done
+            bench speed --gib 11 --case multi-depthwise
+            bench speed --gib 11 --case simplex
+            bench speed --gib 11 --case sparsity/dlsr --rounds 3
+            bench speed --gib 11 --case sparsity/hinas-search
+            bench memory --gib 11 --case dlsr-search/8
+            bench speed --gib 11 --case dlsr-search/8
             ;;
     esac
 }

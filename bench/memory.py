@@ -35,7 +35,19 @@ from torch.profiler import ProfilerActivity, profile
 
 from cases import MIXED, STEPS, Mixed, Step, chosen, search_step, with_groups
 from machine import options, prepare
-from peers import ALL_PEERS, COMPILED, DEVICE, LAYOUTS, PEERS, STEP_PEERS, Job, mixed_job, reason, release, step_peers
+from peers import (
+    ALL_PEERS,
+    COMPILED,
+    DEVICE,
+    LAYOUTS,
+    STEP_PEERS,
+    Job,
+    mixed_job,
+    mixed_peers,
+    reason,
+    release,
+    step_peers,
+)
 from rows import Row, report
 from srnas_fast.backends.scratch import scratch_peak
 from srnas_fast.metrics import LiveMemory
@@ -202,7 +214,7 @@ def attempt(measure, *arguments) -> Row:
 def mixed_rows(case: Mixed, peers: list[str]) -> list[Row]:
     torch.compiler.reset()  # the code compiled for one case is none of the next one's
     exact = gradients_of(mixed_job(case, "eager", "NCHW", torch.float64))
-    keys = [(peer, layout) for peer in peers if peer in PEERS for layout in LAYOUTS]
+    keys = [(peer, layout) for peer in mixed_peers(peers) for layout in LAYOUTS]
     return [{"peer": key[0], "layout": key[1]} | attempt(measure_mixed, case, *key, exact) for key in keys]
 
 

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from cases import Mixed, dlsr, hinas, pc_darts
 from machine import options, prepare
-from peers import DEVICE, PEERS, Job, job_of, mixed_job, now
+from peers import DEVICE, PEERS, Job, job_of, mixed_job, mixed_peers, now
 from rows import Row, add_reference, compare, recorded, report
 from speed import Work, measure
 from srnas_fast import MixedOp, accelerate
@@ -174,7 +174,7 @@ def rows_of(case: str, peers: list[str], rounds: int) -> tuple[str, list[Row]]:
         makers = {peer: partial(chain_turn, case, peer, notes) for peer in CHAINS}
     else:
         what, shape = f"{IN_A_ROW} passes a turn", CASES[case].shape
-        known = [*(FOREIGN if case == "accelerated" else PEERS), "empty"]
+        known = [*(FOREIGN if case == "accelerated" else mixed_peers(PEERS)), "empty"]
         makers = {peer: lambda peer=peer: turn(job(case, peer)) for peer in known}
     rows = measure({(peer, LAYOUT): make for peer, make in makers.items() if peer in peers}, rounds)
     floor = next((row.get("total, ms") for row in rows if row["peer"] == "empty"), None)

@@ -50,6 +50,11 @@ def compiled(ops: Iterable[nn.Module], **settings) -> nn.Module:
     return torch.compile(PlainMixedOp(ops, **settings), dynamic=False)
 
 
+def compiled_as_graphs(ops: Iterable[nn.Module], **settings) -> nn.Module:
+    """The same, replayed as CUDA graphs."""
+    return torch.compile(PlainMixedOp(ops, **settings), dynamic=False, mode="reduce-overhead")
+
+
 def compiled_on_budget(ops: Iterable[nn.Module], **settings) -> nn.Module:
     """``torch.compile`` of the plain sum that may keep only ``BUDGET`` of its activations.
 
@@ -66,16 +71,18 @@ def compiled_on_budget(ops: Iterable[nn.Module], **settings) -> nn.Module:
     return torch.compile(PlainMixedOp(ops, **settings), dynamic=False, backend=backend)
 
 
+COMPILED_GRAPHS = "compile-graphs"
 PEERS: dict[str, Callable[..., nn.Module]] = {
     "eager": PlainMixedOp,
     "checkpoint": CheckpointedMixedOp,
     "selective": SelectiveMixedOp,
     "compile": compiled,
+    COMPILED_GRAPHS: compiled_as_graphs,
     "compile-budget": compiled_on_budget,
     "srnas_fast": MixedOp,
     "srnas_fast-unmerged": partial(MixedOp, merge=False),
 }
-COMPILED = ("compile", "compile-budget")
+COMPILED = ("compile", COMPILED_GRAPHS, "compile-budget")
 TWO_GRAPHS = ("two graphs", "srnas_fast-two-graphs")
 CUDA_GRAPHS = "srnas_fast-graphs"
 STEP_PEERS: dict[str, tuple[Callable[..., nn.Module], Callable[..., Bilevel]]] = {
@@ -85,6 +92,11 @@ STEP_PEERS: dict[str, tuple[Callable[..., nn.Module], Callable[..., Bilevel]]] =
 }
 ALL_PEERS = [*PEERS, CUDA_GRAPHS, *TWO_GRAPHS]
 STEP_LAYOUT = next(name for name, layout in LAYOUTS.items() if layout is memory_format(DEVICE))  # the search's choice
+
+
+def mixed_peers(asked: Iterable[str]) -> list[str]:
+    """Those of the asked that can compute a mixed operation here."""
+    return [peer for peer in asked if peer in PEERS and (peer != COMPILED_GRAPHS or DEVICE.type == "cuda")]
 
 
 def step_peers(step: Step, asked: Iterable[str]) -> list[tuple[str, str]]:

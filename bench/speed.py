@@ -10,6 +10,9 @@ launches cost what they cost in a network, where the next one is prepared while 
 caches as after the operation that made it. A search step is timed by the clock, and a step before it in the same turn
 is not: it leaves the allocator and the caches as a search has them. The first turns are not counted. TF32 is off.
 
+--graph captures a pass of a mixed operation as one CUDA graph and times its replay: what is left where nothing waits
+for Python, the kernels alone. Its rows are those of the case `hinas/graph`.
+
 --reference compares in the end with what was recorded before; see compare() in bench/rows.py. The cases `sparsity` and
 `simplex` have no part in it.
 """
@@ -25,14 +28,15 @@ from cases import DEPTHWISE, MIXED, STEPS, Depthwise, Mixed, Step, chosen, searc
 from machine import options, prepare
 from peers import (
     ALL_PEERS,
+    COMPILED_GRAPHS,
     DEVICE,
     LAYOUTS,
-    PEERS,
     STEP_PEERS,
     Job,
     Stopwatch,
     depthwise_job,
     mixed_job,
+    mixed_peers,
     now,
     reason,
     release,
@@ -53,6 +57,36 @@ Work = Callable[[], dict[str, float]]  # does it once, returns the milliseconds 
 def mixed(case: Mixed, peer: str, layout: str) -> Work:
     job = mixed_job(case, peer, layout)
     return lambda: passes(job)
+
+
+def replayed(case: Mixed, peer: str, layout: str) -> Work:
+    """The same as one CUDA graph."""
+    job = mixed_job(case, peer, layout)
+    graph = captured(lambda: job.backward(job.forward()))
+
+    def work() -> dict[str, float]:
+        watch = Stopwatch()
+        watch.mark()
+        for _ in range(IN_A_ROW):
+            graph.replay()
+        watch.mark()
+        return {"total, ms": watch.laps()[0] / IN_A_ROW}
+
+    return work
+
+
+def captured(work: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """What some work launches, once it has compiled what it needs."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph
 
 
 def depthwise(case: Depthwise, peer: str, layout: str) -> Work:
@@ -134,18 +168,19 @@ def total(passes: list[dict[str, float]], percent: float) -> float:
     return float(np.percentile([sum(each.values()) for each in passes], percent))
 
 
-def makers_of(case: str, peers: list[str]) -> tuple[str, dict[Key, Callable[[], Work]]]:
+def makers_of(case: str, peers: list[str], graph: bool = False) -> tuple[str, dict[Key, Callable[[], Work]]]:
     """What a case measures, and how each of its peers is made."""
     if case in STEPS:
         step = STEPS[case]
         makers = {key: partial(search, step, *key) for key in step_peers(step, peers)}
         return f"one search step, batch {step.batch}", makers
     if case in MIXED:
-        what, work, one = "forward and backward", mixed, MIXED[case]
+        what, work, one = "forward and backward", replayed if graph else mixed, MIXED[case]
+        what += ", replayed as a CUDA graph" if graph else ""
     else:
         what, work, one = "backward", depthwise, DEPTHWISE[case]
         peers = [peer for peer in peers if peer in ("eager", "srnas_fast")]
-    peers = [peer for peer in peers if peer in PEERS]
+    peers = [peer for peer in mixed_peers(peers) if not (graph and peer == COMPILED_GRAPHS)]  # they are graphs already
     makers = {(peer, layout): partial(work, one, peer, layout) for peer in peers for layout in LAYOUTS}
     return f"{what}, x {'x'.join(map(str, one.shape))}", makers
 
@@ -156,16 +191,20 @@ def main() -> None:
     parser.add_argument("--case", choices=with_groups(cases), action="append", help="again for more; default: all")
     parser.add_argument("--peer", choices=ALL_PEERS, action="append", help="again for more; default: all")
     parser.add_argument("--rounds", type=int, help="default: 15, of search steps 3, of sparsity/dlsr 5")
+    parser.add_argument("--graph", action="store_true", help="replay a mixed operation as one CUDA graph")
     add_reference(parser, "speed.csv")
     arguments = parser.parse_args()
+    if arguments.graph and DEVICE.type == "cpu":
+        parser.error("--graph replays CUDA graphs, and PyTorch sees no GPU")
     peers, place = arguments.peer or ALL_PEERS, prepare(parser, arguments.gib)
     known, measured = recorded(arguments.reference), []
-    for case in chosen(arguments.case, cases):
+    for case in chosen(arguments.case, [*MIXED] if arguments.graph else cases):
         if case in SPARSITY:
             what, rows = rows_of(case, peers, arguments.rounds)
             report(case, what, rows, SPARSITY_FIGURES, place, arguments.out / "sparsity.csv")
             continue
-        what, makers = makers_of(case, peers)
+        what, makers = makers_of(case, peers, arguments.graph)
+        case += "/graph" if arguments.graph else ""
         rounds = arguments.rounds or (3 if case in STEPS else 15)
         rows = measure(makers, rounds)
         report(case, f"{what}, {rounds} rounds", rows, FIGURES, place, arguments.out / "speed.csv")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "gpu.sh"
-PIECES = ["tests", "memory", "speed", "steps", "search", "summary"]
+PIECES = ["warm", "tests", "speed", "steps", "memory", "search", "summary"]
 
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -73,7 +73,11 @@ def test_the_pieces_run_in_order_and_go_on_after_one_that_fails(bench, tmp_path)
 
     machine, *calls = [line.replace(f" --out {tmp_path / 'out'}", "") for line in log.read_text().splitlines()]
     assert machine == "bench/machine.py"
-    assert calls[0] == f"-m pytest -q -m gpu --junitxml={tmp_path / 'out' / 'tests.xml'} python_tests"
+    warmed = [call for call in calls if " --rounds 1 " in call]
+    assert all(re.fullmatch(r"bench/speed.py --out /\S+ --rounds 1 --case .+", call) for call in warmed)
+    assert len(warmed) == 5 and calls[: len(warmed)] == warmed
+    calls = calls[len(warmed) :]
+    assert calls[0] == f"-m pytest -q -n auto -m gpu --junitxml={tmp_path / 'out' / 'tests.xml'} python_tests"
     assert calls[-3:] == [f"bench/search.py --gib 11 --root {tmp_path}/my photos", "bench/plot.py", "bench/summary.py"]
     benches = calls[1:-3]
     assert all("--gib 11" in call for call in benches)
@@ -86,22 +90,89 @@ result = [list(cases.MIXED), list(cases.STEPS), list(cases.DEPTHWISE), list(spar
     def measured(name):
         return [re.search(r"--case (\S+)", call)[1] for call in benches if f"/{name}.py" in call]
 
-    assert sorted(measured("memory")) == sorted(mixed + steps)
-    assert sorted(measured("speed")) == sorted(mixed + steps + ["multi-depthwise"] + sparse)
-    assert all(case.startswith("multi-depthwise/") for case in depthwise)
+    headline, heavy = ["hinas", "dlsr", "pc-darts"], ["hinas-search", "dlsr-search/64"]
+    assert measured("memory") == heavy + headline
+    assert measured("speed") == headline + [*headline, "dlsr-32"] + heavy
+    assert sum("--graph" in call for call in benches) == 4
 
     log.unlink()
-    status, out, _ = run(tmp_path / "out", "summary", PYTHON=str(stand_in))
+    status, out, _ = run(tmp_path / "out", "more", "summary", PYTHON=str(stand_in))
     assert status == 0 and "=== summary: done in" in out
-    assert len(log.read_text().splitlines()) == 3
+    benches = log.read_text().splitlines()
+    others = [case for case in mixed if case not in headline]
+    assert measured("memory") == [*others, "dlsr-search/8"] and {*heavy, "dlsr-search/8"} == {*steps}
+    assert sorted(measured("speed")) == sorted([*others, "multi-depthwise", *sparse, "dlsr-search/8"])
+    assert all(case.startswith("multi-depthwise/") for case in depthwise)
 
 
 def test_the_times_that_the_pieces_have():
     script = SCRIPT.read_text()
     limits = [int(seconds) for seconds in re.findall(r"ends=\$\(\(SECONDS \+ (\d+)\)\)", script)]
     told = [int(seconds) for seconds in re.findall(r"^#   \w+ .*?(\d+)(?: seconds at most)?$", script, re.M)]
-    assert limits == told and len(limits) == len(PIECES)
-    assert max(limits) < 9 * 60 and sum(limits) < 25 * 60
+    assert limits == told and len(limits) == len(PIECES) + 1
+    assert max(limits) <= 4 * 60 and sum(limits[:-1]) <= 15 * 60  # the last piece is for who has more time
+
+
+@needs_no_gpu
+def test_a_replay_needs_a_gpu(bench):
+    told = bench("""
+import contextlib, io, sys
+import speed
+sys.argv, told = ["speed.py", "--graph", "--case", "hinas"], io.StringIO()
+try:
+    with contextlib.redirect_stderr(told):
+        speed.main()
+except SystemExit as stop:
+    result = [stop.code, told.getvalue().splitlines()[-1]]
+""")
+    assert told == [2, "speed.py: error: --graph replays CUDA graphs, and PyTorch sees no GPU"]
+
+
+def test_a_replay_is_timed_between_two_events(bench):
+    """With a stand-in for graphs and events: a forward and a backward pass are captured, once all is compiled."""
+    result = bench("""
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+import torch, peers, speed
+ran, clock = [], [0.0]
+
+class Event:
+    def __init__(self, enable_timing):
+        pass
+    def record(self):
+        self.at = clock[0]
+    def elapsed_time(self, other):
+        return other.at - self.at
+
+class Graph:
+    def replay(self):
+        clock[0] += 3.0
+
+@contextmanager
+def graph(made):
+    before = len(ran)
+    yield
+    made.recorded = len(ran) - before
+
+def job(case, peer, layout):
+    def passed(*given):
+        ran.append(peer)
+        return torch.zeros(1)
+    return SimpleNamespace(forward=passed, backward=passed)
+
+stream = SimpleNamespace(wait_stream=lambda other: None)
+torch.cuda.Stream = torch.cuda.current_stream = lambda: stream
+torch.cuda.stream, torch.cuda.synchronize = lambda given: nullcontext(), lambda: None
+torch.cuda.Event, torch.cuda.CUDAGraph, torch.cuda.graph = Event, Graph, graph
+peers.DEVICE, speed.IN_A_ROW, speed.mixed_job = SimpleNamespace(type="cuda"), 4, job
+what, makers = speed.makers_of("hinas", ["eager", "compile-graphs", "srnas_fast"], graph=True)
+result = [what, sorted({peer for peer, _ in makers}), makers["srnas_fast", "NCHW"]()(), len(ran)]
+""")
+    what, found, times, ran = result
+    assert what.startswith("forward and backward, replayed as a CUDA graph")
+    assert found == ["eager", "srnas_fast"]  # the third one is graphs already
+    assert times == {"total, ms": 3.0} and ran == 4 * 2
 
 
 @needs_no_gpu
@@ -387,7 +458,7 @@ def test_a_tiny_case_on_the_gpu(bench):
 from dataclasses import replace
 import memory, peers, speed
 case = replace(memory.MIXED["hinas"], shape=(4, 4, 24, 24))
-peers.PEERS = memory.PEERS = {name: peers.PEERS[name] for name in ("eager", "srnas_fast")}
+peers.PEERS = {name: peers.PEERS[name] for name in ("eager", "srnas_fast")}
 memory_rows = memory.mixed_rows(case, list(peers.PEERS))
 speed.MIXED["hinas"] = case
 result = [memory_rows, speed.measure(speed.makers_of("hinas", list(peers.PEERS))[1], 2)]

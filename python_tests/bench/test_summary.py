@@ -6,6 +6,7 @@ import json
 import pytest
 
 PLACE = {"device": "Card X (11 GiB of it)", "backend": "triton", "commit": "abc1234", "time": "12:00"}
+GRAPH = {"eager": 2.0, "compile": 1.5, "srnas_fast": 0.5}
 GOOD = {"eager": 8.0, "compile": 5.0, "srnas_fast": 4.0, "srnas_fast-graphs": 2.0}
 
 
@@ -60,6 +61,7 @@ result = open({str(tmp_path / "summary.md")!r}).read()
 
 def test_all_hopes_held(verdicts, tmp_path):
     speed = [row for case in ("hinas", "dlsr", "pc-darts", "hinas-search") for row in speed_rows(case, GOOD)]
+    speed += [row for case in ("hinas", "dlsr", "pc-darts", "dlsr-32") for row in speed_rows(f"{case}/graph", GRAPH)]
     write(tmp_path / "speed.csv", speed)
     write(tmp_path / "memory.csv", MEMORY)
     (tmp_path / "tests.xml").write_text(
@@ -71,10 +73,10 @@ def test_all_hopes_held(verdicts, tmp_path):
     records += [{"seconds": seconds, "memory_peak": 2**29, "loss_architecture": 0.1} for seconds in (0.1, 0.1, 7.0)]
     (tmp_path / "hinas-denoise" / "log.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
     written, rows = verdicts()
-    assert [row[-1] for row in rows] == ["held"] * 12 + ["measured", "held"]
+    assert [row[-1] for row in rows] == ["held"] * 16 + ["measured", "held"]
     assert [row[2] for row in rows] == [
-        "10 tests", "0 tests", *["2 times", "1.25 times"] * 3, "4 times", "300 MiB", "900 MiB", "2,000 MiB",
-        "120 images/s", "1,024 MiB",
+        "10 tests", "0 tests", *["2 times", "1.25 times"] * 3, *["0.5 ms"] * 4, "4 times", "300 MiB", "900 MiB",
+        "2,000 MiB", "120 images/s", "1,024 MiB",
     ]  # fmt: skip
     assert "| driver | 123.4 |" in written and "| measured as | Card X (11 GiB of it) |" in written
     assert "| hinas | 8 | 5 | 4 | 2 |" in written  # each peer in its faster layout
@@ -91,6 +93,8 @@ def test_hopes_that_were_not_held(verdicts, tmp_path):
         + speed_rows("hinas", slow, time="12:01")
         + speed_rows("dlsr", broken)
         + speed_rows("pc-darts", GOOD | {"compile": None})
+        + speed_rows("hinas/graph", GRAPH | {"srnas_fast": 0.8})
+        + speed_rows("dlsr/graph", GRAPH | {"srnas_fast": None})
         + speed_rows("hinas-search", slow),
     )
     memory = [row for row in MEMORY if row["peer"] != "srnas_fast-two-graphs"]
@@ -108,6 +112,10 @@ def test_hopes_that_were_not_held(verdicts, tmp_path):
         ("failed", "not held"),
         ("2 times", "held"),
         ("–", "not measured"),
+        ("0.8 ms", "not held"),
+        ("failed", "not held"),
+        ("–", "not measured"),
+        ("–", "not measured"),
         ("3.81 times", "not held"),
         ("11,265 MiB", "not held"),
         ("900 MiB", "held"),
@@ -122,7 +130,7 @@ def test_hopes_that_were_not_held(verdicts, tmp_path):
 
 def test_what_is_missing_was_not_measured(verdicts, tmp_path):
     _, rows = verdicts()
-    assert {row[-1] for row in rows} == {"not measured"} and len(rows) == 14
+    assert {row[-1] for row in rows} == {"not measured"} and len(rows) == 18
     write(tmp_path / "speed.csv", speed_rows("hinas", GOOD, device="Another card"))  # nor is what another card measured
     write(tmp_path / "memory.csv", MEMORY[1:])
     written, rows = verdicts()
