@@ -4,10 +4,11 @@ import pytest
 import torch
 import torch._dynamo
 from torch import nn
+from torch.library import opcheck
 
 from srnas_fast import MixedOp
 from srnas_fast.backends import cpu_kernels
-from srnas_fast.mixed import PlainMixedOp, program
+from srnas_fast.mixed import PlainMixedOp, program, traced
 
 pytestmark = pytest.mark.skipif(cpu_kernels() is None, reason="programs are run by the compiled CPU backend")
 
@@ -156,6 +157,45 @@ def test_channels_last_partial_channels_and_autocast(lowered):
     assert results[1][0].dtype == results[0][0].dtype
     assert results[1][0].stride() == results[0][0].stride()
     assert_same(results[1], results[0])
+
+
+@pytest.mark.parametrize("wanted", [["x"], ["weights"], ["edge"], ["parameters"], ["weights", "edge", "parameters"]])
+@pytest.mark.parametrize("alive", [None, [True, False, True, False]])
+def test_any_gradients_that_are_wanted(wanted, alive):
+    """Of weights of another type too, and of parameters one at a time: zeros where a candidate is dead."""
+    results = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        op = MixedOp(candidates(), partial=2)
+        leaves = {"x": torch.randn(2, 8, 6, 5), "weights": torch.rand(4, dtype=torch.float64), "edge": torch.rand(())}
+        parameters = [*op.parameters()][::2]
+        op.requires_grad_(False)
+        asked = [*(leaves[name] for name in wanted if name in leaves), *(parameters if "parameters" in wanted else [])]
+        for tensor in asked:
+            tensor.requires_grad_()
+        run = torch.compile(op, backend="aot_eager", fullgraph=True) if compiled else op
+        y = run(leaves["x"], leaves["weights"], alive, leaves["edge"])
+        results.append([y.detach(), *torch.autograd.grad(y.square().sum(), asked)])
+    assert [t.dtype for t in results[0]] == [t.dtype for t in results[1]]
+    assert_same(results[1], results[0])
+
+
+@pytest.mark.parametrize("live", [0b1111, 0b1001])
+def test_operators_are_as_they_tell_the_compiler(live):
+    torch.manual_seed(0)
+    op = MixedOp(candidates()).double()
+    found = op._look_up(4, torch.float64, "cpu", None, None)
+    parameters, statistics = (
+        [traced._tensor(op.ops, place).detach() for place in places] for places in (found.parameters, found.statistics)
+    )
+    x, weights = torch.randn(2, 4, 3, 5, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
+    ops, checks = torch.ops.srnas_fast, ("test_schema", "test_faketensor")
+    given = x, weights, None, parameters
+    opcheck(ops.mixed_sum_forward.default, (*given, statistics, found.text, live), test_utils=checks)
+    y, kept = ops.mixed_sum_forward(*given, statistics, found.text, live)
+    for every in (1, 2, 3):  # each, each second, each third gradient
+        wanted = [k % every == 0 and k != 2 for k in range(3 + len(parameters))]
+        opcheck(ops.mixed_sum_backward.default, (y, *given, kept, found.text, live, wanted), test_utils=checks)
 
 
 def test_an_opaque_candidate_is_one_graph_break():
