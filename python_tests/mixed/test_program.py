@@ -312,6 +312,15 @@ def test_autocast(dtype):
     assert error < 2**-8 and error <= of_plain
 
 
+def test_weights_that_are_a_negative_view():
+    """Of the imaginary part of a conjugate, whose sign is a bit."""
+    plain, ours = twins()
+    x, weights = (t.detach() for t in inputs(ours, dtype=torch.float64))
+    negative = torch.complex(torch.zeros_like(weights), weights).conj().imag
+    assert negative.is_neg()
+    assert_close(ours(x, negative), plain(x, negative))
+
+
 def test_the_profiler_sees_a_program_beside_a_branch():
     """Many channels of a dense convolution are torch's, whose parameters the program gives no gradients."""
 

@@ -1,5 +1,7 @@
 """``torch.compile`` of mixed operations: one operator where a program serves, and the same numbers."""
 
+import copy
+
 import pytest
 import torch
 import torch._dynamo
@@ -8,7 +10,8 @@ from torch.library import opcheck
 
 from srnas_fast import MixedOp
 from srnas_fast.backends import cpu_kernels
-from srnas_fast.mixed import PlainMixedOp, program, traced
+from srnas_fast.mixed import PlainMixedOp, program, register_pattern, traced
+from srnas_fast.mixed.unfold import UNFOLD
 
 pytestmark = pytest.mark.skipif(cpu_kernels() is None, reason="programs are run by the compiled CPU backend")
 
@@ -122,6 +125,119 @@ def test_what_changes_is_compiled_anew(changes):
         assert_same(list(twin.buffers()), list(eager.buffers()))
 
 
+class Scaled(nn.Module):
+    """A class that is taught, with an attribute that decides."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope, self.conv = 0.1, nn.Conv2d(4, 4, 1, bias=False)
+
+    def forward(self, x):
+        return self.conv(nn.functional.leaky_relu(x, self.slope))
+
+
+def conv(channels=4):
+    return nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+
+
+def shared():
+    relu = nn.ReLU()
+    return [nn.Sequential(relu, conv()), nn.Sequential(relu, conv())]
+
+
+def tied():
+    ops = [nn.Sequential(nn.ReLU(), conv()), nn.Sequential(nn.LeakyReLU(0.1), conv())]
+    ops[1][1].weight = ops[0][1].weight
+    return ops
+
+
+def in_order():
+    return [nn.Sequential(nn.ReLU(), conv()), nn.Identity()]
+
+
+UNUSUAL = {
+    "shared module": (shared, lambda ops: ops[1].__setitem__(0, nn.LeakyReLU(0.3))),
+    "empty sequence": (lambda: [nn.Sequential(nn.ReLU(), conv()), nn.Sequential()], lambda ops: ops[1].append(conv())),
+    "another order": (in_order, lambda ops: ops[0]._modules.update({"0": ops[0]._modules.pop("0")})),
+    "tied weights": (tied, lambda ops: setattr(ops[1][1], "weight", nn.Parameter(torch.ones(4, 4, 3, 3)))),
+    "attribute of a taught class": (lambda: [Scaled(), nn.Identity()], lambda ops: setattr(ops[0], "slope", 0.9)),
+}
+
+
+@pytest.mark.parametrize("make, change", UNUSUAL.values(), ids=UNUSUAL)
+@pytest.mark.parametrize("same", [True, False], ids=["of the same module", "of another one"])
+def test_unusual_changes_are_compiled_anew(make, change, same):
+    """Also where the graph was made for another module that runs the same code."""
+    if Scaled not in UNFOLD:
+        register_pattern(Scaled, lambda block: [nn.LeakyReLU(block.slope), block.conv])
+    torch.manual_seed(0)
+    op = MixedOp(make())
+    other = op if same else copy.deepcopy(op)
+    compiled = torch.compile(lambda op, x, w: op(x, w), backend="aot_eager")
+    x, weights = torch.randn(2, 4, 6, 5), torch.rand(2)
+    assert_same(compiled(op, x, weights), op(x, weights))
+    change(other.ops)
+    plain = PlainMixedOp(copy.deepcopy(other.ops))
+    found, expected = compiled(other, x, weights), plain(x, weights)
+    assert_same(found, expected)
+    gradients = [torch.autograd.grad(y.sum(), [*m.parameters()]) for y, m in [(found, other), (expected, plain)]]
+    assert_same(*gradients)
+
+
+def test_no_gradient_of_a_dead_candidate_that_no_program_serves():
+    op = MixedOp([nn.Sequential(nn.AvgPool2d(9, 1, 4), nn.BatchNorm2d(4)), nn.Sequential(nn.ReLU(), conv())])
+    compiled = torch.compile(op, backend="aot_eager")
+    compiled(torch.randn(2, 4, 6, 5), torch.rand(2), [False, True]).sum().backward()
+    for parameter in op.ops[0].parameters():
+        assert parameter.grad is None or not parameter.grad.any()
+    assert op.ops[1][1].weight.grad.any()
+
+
+def test_gradients_are_tensors_of_their_own():
+    op = MixedOp(candidates())
+    compiled = torch.compile(op, backend="aot_eager", fullgraph=True)
+    compiled(torch.randn(2, 4, 6, 5), torch.rand(4)).sum().backward()
+    gradients = [parameter.grad for parameter in op.parameters()]
+    assert len({gradient.untyped_storage().data_ptr() for gradient in gradients}) == len(gradients)
+
+
+def test_borrowed_parameters_of_another_type_are_refused():
+    op = MixedOp(candidates())
+    call = torch.func.functional_call
+    compiled = torch.compile(lambda given, x, w: call(op, given, (x, w)), backend="aot_eager", fullgraph=True)
+    x, weights = torch.randn(2, 4, 6, 5), torch.rand(4)
+    borrowed = {name: 2 * parameter.detach() for name, parameter in op.named_parameters()}
+    assert_same(compiled(borrowed, x, weights), call(op, borrowed, (x, weights)))
+    with pytest.raises(Exception, match="convert the module|Unsupported|float64"):
+        compiled({name: parameter.double() for name, parameter in borrowed.items()}, x, weights)
+
+
+@pytest.mark.parametrize("dynamic", [True, None])
+def test_images_that_are_inputs_of_the_graph(dynamic):
+    op = MixedOp(candidates())
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(lambda x, w: op(x, w), backend=count, dynamic=dynamic, fullgraph=True)
+    for size in (6, 7, 8, 9):
+        x, weights = torch.randn(2, 4, size, size + 1), torch.rand(4)
+        expected = copy.deepcopy(op)(x, weights)
+        assert_same(compiled(x, weights), expected)
+    assert len(graphs) <= 2
+
+
+def test_a_compiled_call_is_checked_like_any_other():
+    op, x, weights = MixedOp(candidates(), partial=2), torch.randn(2, 8, 6, 5), torch.rand(4)
+    compiled = torch.compile(op, backend="aot_eager")
+    with pytest.raises(Exception, match="give a floating-point tensor of shape"):
+        compiled(x, weights, edge_weight=torch.ones(4))
+    for own in (op, compiled):
+        assert own(torch.randn(0, 8, 6, 5), weights).shape == (0, 8, 6, 5)
+
+
 def test_dynamic_shapes_compile_no_more_often_than_plain_code():
     counts = []
     for kind in (PlainMixedOp, MixedOp):
@@ -186,7 +302,7 @@ def test_operators_are_as_they_tell_the_compiler(live):
     op = MixedOp(candidates()).double()
     found = op._look_up(4, torch.float64, "cpu", None, None)
     parameters, statistics = (
-        [traced._tensor(op.ops, place).detach() for place in places] for places in (found.parameters, found.statistics)
+        [traced._tensor(op.ops, each).detach() for each in tensors] for tensors in (found.parameters, found.statistics)
     )
     x, weights = torch.randn(2, 4, 3, 5, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
     ops, checks = torch.ops.srnas_fast, ("test_schema", "test_faketensor")

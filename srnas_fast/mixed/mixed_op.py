@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from functools import reduce
+from operator import index
 
 import torch
 from torch import Tensor, nn
@@ -129,6 +130,10 @@ class MixedOp(PlainMixedOp):
         scale = None if self.partial == 1 else edge_weight  # of what passes by; the candidates' share is in weights
         if edge_weight is not None:
             _check_edge_weight(edge_weight)
+            if _visible(edge_weight) and edge_weight.isnan():
+                raise InputError(
+                    "MixedOp edge_weight is NaN; the run has diverged, so look for the first NaN in the loss"
+                )
             weights = weights * edge_weight
         made, live = prepared.plan, prepared.live(support)
         takes, share = prepared.takes(x, self.partial), None
@@ -158,10 +163,13 @@ class MixedOp(PlainMixedOp):
     def _traced(self, x: Tensor, weights: Tensor, support, edge_weight: Tensor | None) -> Tensor:
         """The forward pass under ``torch.compile``."""
         found = None
-        if x.dim() == 4 and not isinstance(support, Tensor):
+        if edge_weight is not None:
+            _check_edge_weight(edge_weight)
+        if x.dim() == 4 and x.numel() and not isinstance(support, Tensor):
             lowered = torch.get_autocast_dtype(x.device.type) if autocast_is_on(x) else None
             alive = None if support is None else tuple(map(bool, support))
-            found = self._look_up(x.shape[1], x.dtype, x.device.type, lowered, alive)
+            channels = index(x.shape[1])  # one number also where a compiler would leave it open
+            found = self._look_up(channels, x.dtype, x.device.type, lowered, alive)
         if found is None:
             traced.prepare_to_break()
             return traced.uncompiled(self, x, weights, support, edge_weight)
@@ -213,5 +221,3 @@ def _check_edge_weight(edge_weight: Tensor) -> None:
         raise InputError(
             f"MixedOp edge_weight is {given}; give a floating-point tensor of shape (), such as edge_weights[edge]"
         )
-    if _visible(edge_weight) and edge_weight.isnan():
-        raise InputError("MixedOp edge_weight is NaN; the run has diverged, so look for the first NaN in the loss")

@@ -19,6 +19,7 @@ def _numbers(x: Tensor, values: Tensor | None) -> Tensor | None:
     if values is None:
         return None
     check_one_device(x, values)
+    values = values.resolve_neg()
     return values if values.dtype is x.dtype and values.is_contiguous() else values.to(x.dtype).contiguous()
 
 
@@ -85,7 +86,7 @@ def _forward(
     return y, kept
 
 
-def _run_backward(
+def _backward(
     dy: Tensor,
     x: Tensor,
     weights: Tensor,
@@ -94,15 +95,23 @@ def _run_backward(
     kept: Tensor,
     made: Program,
     live: int,
-    dx: Tensor | None,
-    at: list[int],
-) -> None:
-    """Computes the gradient of x, and at addresses those of weights, scale and parameters: 0 where not wanted."""
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradients of x, weights, scale and parameters, None where not wanted."""
+    x_wanted, weights_wanted, scale_wanted, *each_wanted = wanted
     _check(x, weights, made, live)
     values, factor = _numbers(x, weights), _numbers(x, scale)
     x, dy = x.resolve_neg(), dy.resolve_neg()
     if dy.shape != made.result_shape(x) or dy.dtype != x.dtype or not dy.is_cpu:
         raise RuntimeError(f"the gradient of a MixedOp is {tuple(dy.shape)} of {dy.dtype}, its result was another")
+    dx = _empty(x, x.shape) if x_wanted else None
+    dweights = torch.empty(weights.shape, dtype=x.dtype, device=x.device) if weights_wanted else None
+    dscale = torch.empty((), dtype=x.dtype, device=x.device) if scale_wanted else None
+    own, dead = made.slots(live)
+    found = [
+        torch.empty_like(parameter) if want and slot in own else None
+        for slot, (parameter, want) in enumerate(zip(parameters, each_wanted, strict=True))
+    ]
     made.calls[x.dtype].program_backward(
         made.compiled,
         threads(),
@@ -118,35 +127,10 @@ def _run_backward(
         dy.stride(),
         address(dx),
         x.stride() if dx is None else dx.stride(),
-        at[0],
-        at[1],
-        at[2:],
+        address(dweights),
+        address(dscale),
+        list(map(address, found)),
     )
-
-
-def _backward(
-    dy: Tensor,
-    x: Tensor,
-    weights: Tensor,
-    scale: Tensor | None,
-    parameters: Sequence[Tensor],
-    kept: Tensor,
-    made: Program,
-    live: int,
-    wanted: Sequence[bool],
-) -> list[Tensor | None]:
-    """The gradients of x, weights, scale and parameters, None where not wanted."""
-    x_wanted, weights_wanted, scale_wanted, *each_wanted = wanted
-    dx = _empty(x, x.shape) if x_wanted else None
-    dweights = torch.empty(weights.shape, dtype=x.dtype, device=x.device) if weights_wanted else None
-    dscale = torch.empty((), dtype=x.dtype, device=x.device) if scale_wanted else None
-    own, dead = made.slots(live)
-    found = [
-        torch.empty_like(parameter) if want and slot in own else None
-        for slot, (parameter, want) in enumerate(zip(parameters, each_wanted, strict=True))
-    ]
-    at = [address(dweights), address(dscale), *map(address, found)]
-    _run_backward(dy, x, weights, scale, parameters, kept, made, live, dx, at)
     for slot in dead:
         # Zeros, not None: with weight zero these parameters are in use, so that decay and momentum act.
         if each_wanted[slot]:
@@ -165,7 +149,7 @@ _GIVEN = "Tensor x, Tensor weights, Tensor? scale, Tensor[] parameters"
 for _name in ("mixed_sum", "mixed_sum_forward"):
     _library.define(f"{_name}({_GIVEN}, Tensor(a!)[] statistics, str program, int live) -> (Tensor, Tensor)")
 _library.define(
-    f"mixed_sum_backward(Tensor dy, {_GIVEN}, Tensor kept, str program, int live, bool[] wanted) -> (Tensor, Tensor)"
+    f"mixed_sum_backward(Tensor dy, {_GIVEN}, Tensor kept, str program, int live, bool[] wanted) -> Tensor[]"
 )
 
 
@@ -175,40 +159,10 @@ def _mixed_sum_forward(x, weights, scale, parameters, statistics, program, live)
 
 
 def _mixed_sum_backward(dy, x, weights, scale, parameters, kept, program, live, wanted):
-    """The gradient of x and, one after the other in one tensor, all others that are wanted: compilers look at each
-    result of an operator, and cutting one in pieces costs them nothing."""
-    made = program_of(program)
+    """The gradients that are wanted, and no others: compilers look at each result of an operator."""
     parameters = [parameter.contiguous() for parameter in parameters]
-    own, dead = made.slots(live)
-    at, end = [], 0
-    for count, want in zip(_counts(made, parameters), wanted[1:], strict=True):
-        at.append(end if want else -1)
-        end += count if want else 0
-    dx = _empty(x, x.shape) if wanted[0] else x.new_empty(0)
-    # Zeros, not nothing, are the gradients of dead candidates: they are in use, so that decay and momentum act.
-    rest = x.new_zeros(end) if any(wanted[3 + slot] for slot in dead) else x.new_empty(end)
-    first, size = rest.data_ptr(), rest.element_size()
-    # The compiled code writes no gradient of dead candidates.
-    places = [0 if place < 0 else first + size * place for place in at]
-    for slot in dead:
-        places[2 + slot] = 0
-    _run_backward(dy, x, weights, scale, parameters, kept, made, live, dx if wanted[0] else None, places)
-    return dx, rest
-
-
-def _counts(made: Program, parameters: Sequence[Tensor]) -> list[int]:
-    """How many numbers weights, scale and parameters have."""
-    return [len(made.candidates), 1, *(parameter.numel() for parameter in parameters)]
-
-
-def _cut(dx: Tensor, rest: Tensor, made: Program, weights, scale, parameters, wanted) -> list[Tensor | None]:
-    """The gradients at the places of their inputs."""
-    found, end = [dx if wanted[0] else None], 0
-    inputs = [weights, scale, *parameters]
-    for tensor, count, want in zip(inputs, _counts(made, parameters), wanted[1:], strict=True):
-        found.append(rest[end : end + count].view(tensor.shape).to(tensor.dtype) if want else None)
-        end += count if want else 0
-    return found
+    found = _backward(dy, x, weights, scale, parameters, kept, program_of(program), live, wanted)
+    return [gradient for gradient, want in zip(found, wanted, strict=True) if want]
 
 
 for _name, _function in [("mixed_sum_forward", _mixed_sum_forward), ("mixed_sum_backward", _mixed_sum_backward)]:
@@ -225,10 +179,10 @@ def _(x, weights, scale, parameters, statistics, program, live):
 
 @torch.library.register_fake("srnas_fast::mixed_sum_backward", lib=_library)
 def _(dy, x, weights, scale, parameters, kept, program, live, wanted):
-    shape = x.shape if wanted[0] else (0,)
-    dx = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=dense_format(x) if wanted[0] else None)
-    counts = zip(_counts(program_of(program), parameters), wanted[1:], strict=True)
-    return dx, x.new_empty(sum(count for count, want in counts if want))
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=dense_format(x))
+    rest = [weights, x.new_empty(()) if scale is None else scale, *parameters]
+    rest = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in rest]
+    return [gradient for gradient, want in zip([dx, *rest], wanted, strict=True) if want]
 
 
 def forward(
@@ -262,10 +216,17 @@ def backward(dy, x, weights, scale, parameters, kept, made: Program, live: int, 
     """The gradients of x, weights, scale and parameters, None where not wanted."""
     if not watched(x):
         return _backward(dy, x, weights, scale, parameters, kept, made, live, wanted)
-    own, dead = made.slots(live)  # an operator returns tensors only, so it is not asked for those of other candidates
+    return _by_operator(dy, x, weights, scale, parameters, kept, made, live, wanted)
+
+
+def _by_operator(
+    dy, x, weights, scale, parameters, kept, made: Program, live: int, wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """Each gradient at the place of its input; an operator is asked for none of candidates that no program serves."""
+    own, dead = made.slots(live)
     wanted = [*wanted[:3], *(want and (slot in own or slot in dead) for slot, want in enumerate(wanted[3:]))]
-    found = _ops.mixed_sum_backward(dy, x, weights, scale, parameters, kept, made.text, live, wanted)
-    return _cut(*found, made, weights, scale, parameters, wanted)
+    found = iter(_ops.mixed_sum_backward(dy, x, weights, scale, parameters, kept, made.text, live, wanted))
+    return [next(found) if want else None for want in wanted]
 
 
 class _Differentiable(torch.autograd.Function):
@@ -283,8 +244,9 @@ class _Differentiable(torch.autograd.Function):
     def backward(ctx, dy, _):
         x, weights, scale, kept, *parameters = ctx.saved_tensors
         wanted = ctx.needs_input_grad[3:]
-        found = _ops.mixed_sum_backward(dy, x, weights, scale, parameters, kept, ctx.program, ctx.live, wanted)
-        return None, None, None, *_cut(*found, program_of(ctx.program), weights, scale, parameters, wanted)
+        made = program_of(ctx.program)
+        found = _by_operator(dy, x, weights, scale, parameters, kept, made, ctx.live, wanted)
+        return None, None, None, *found
 
 
 def _mixed_sum(x, weights, scale, parameters, statistics, program, live):

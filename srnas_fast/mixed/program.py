@@ -25,7 +25,7 @@ from srnas_fast.mixed.stage import Stage
 from srnas_fast.primitives.narrow_convolution import MOST_CHANNELS
 from srnas_fast.primitives.pool import COMPILED
 
-FORMAT = 1  # of descriptions: raise it with every change of what they mean
+FORMAT = 2  # raise it with every change of what descriptions mean, or of what operators take and return
 MOST_PROGRAMS = 1024  # that are remembered by their texts
 MOST_CANDIDATES = 62  # that fit into the bits of a support
 _ACTIVATIONS = {type(None): 0, nn.ReLU: 1, nn.LeakyReLU: 2, nn.PReLU: 3, Sine: 4}

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from srnas_fast.errors import InputError
 from srnas_fast.mixed.mixed_sum import kinds_of
 from srnas_fast.mixed.prepared import Prepared, bits_of
 from srnas_fast.mixed.unchanged import MODES
-from srnas_fast.mixed.unfold import SETTINGS
+from srnas_fast.mixed.unfold import SETTINGS, UNFOLD
 from srnas_fast.primitives.images import wide
 
 uncompiled: Callable[..., Tensor] | None = None  # calls a mixed operation as a graph break
@@ -30,6 +31,7 @@ def prepare_to_break() -> None:
         uncompiled = torch.compiler.disable(lambda op, *given: op.run(*given))
 
 
+PLAIN = (int, float, bool, str, tuple, list, type(None))  # types of attributes that a compiler can look at
 # Settings that show in the shapes of a layer's tensors, at which the compiler looks anyway.
 SHOWN = {
     nn.Conv2d: ("in_channels", "out_channels", "kernel_size"),
@@ -39,12 +41,12 @@ SHOWN = {
 
 
 class Fact(NamedTuple):
-    """What decides about a program in one module: its class, how many modules it holds, its settings, and which
-    parameters and buffers it goes without."""
+    """What decides about a program in the module at a path: its class, the names of its children, its settings, and
+    which parameters and buffers it goes without."""
 
     path: list[str]
     cls: type
-    children: int
+    children: list[str]
     settings: list[tuple[str, Any]]
     absent: list[tuple[str, str]]
 
@@ -55,6 +57,15 @@ class Place(NamedTuple):
     path: list[str]
     kind: str
     name: str
+
+
+class Found(NamedTuple):
+    """A tensor that an operator takes: where it is, and where else; its shape and type."""
+
+    place: Place
+    also: list[Place]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
 
 
 class Traced(NamedTuple):
@@ -68,8 +79,8 @@ class Traced(NamedTuple):
     text: str
     live: int
     kind: torch.dtype
-    parameters: list[Place]
-    statistics: list[Place]
+    parameters: list[Found]
+    statistics: list[Found]
     facts: list[Fact]
 
 
@@ -81,33 +92,39 @@ def look_up(ops: nn.ModuleList, prepared: Prepared, x: Tensor, support, partial:
     share, alone = prepared.share(x, live, partial)
     if not alone:
         return None
-    places = {}
-    for path, module in ops.named_modules():
+    places: dict[int, list[Place]] = {}
+    for path, module in ops.named_modules(remove_duplicate=False):
         for kind in ("_parameters", "_buffers"):
             for name, tensor in getattr(module, kind).items():
-                places[id(tensor)] = Place(_names(path), kind, name)
+                places.setdefault(id(tensor), []).append(Place(_names(path), kind, name))
+
+    def found(tensor: Tensor) -> Found:
+        first, *also = places[id(tensor)]
+        return Found(first, also, tuple(tensor.shape), tensor.dtype)
+
     kind = reduce(torch.promote_types, kinds_of(prepared.plan, live, x))
-    parameters = [places[id(tensor)] for tensor in prepared.parameters]
-    statistics = [places[id(tensor)] for tensor in share.statistics]
+    parameters, statistics = [*map(found, prepared.parameters)], [*map(found, share.statistics)]
     return Traced(share.made.text, bits_of(live), kind, parameters, statistics, facts(ops))
 
 
 def facts(ops: nn.ModuleList) -> list[Fact]:
     """What decides about a program, as far as the shapes of parameters and buffers do not tell."""
     found = []
-    for path, module in ops.named_modules():
+    for path, module in ops.named_modules(remove_duplicate=False):
         cls = type(module)
         names = [name for name in SETTINGS.get(cls, ()) if name not in SHOWN.get(cls, ())]
         if isinstance(module, nn.BatchNorm2d):
             names += MODES
-        settings = [(name, getattr(module, name)) for name in names]
+        if cls in UNFOLD:  # which may have looked at any attribute but this one
+            names += [name for name, value in vars(module).items() if name != "training" and type(value) in PLAIN]
         absent = [
             (kind, name)
             for kind in ("_parameters", "_buffers")
             for name, tensor in getattr(module, kind).items()
             if tensor is None
         ]
-        found.append(Fact(_names(path), cls, len(module._modules), settings, absent))
+        settings = [(name, getattr(module, name)) for name in names]
+        found.append(Fact(_names(path), cls, list(module._modules), settings, absent))
     return found
 
 
@@ -116,12 +133,13 @@ def _names(path: str) -> list[str]:
 
 
 def confirm(ops: nn.ModuleList, found: list[Fact]) -> None:
-    """Looks at them by their paths: iterating over modules would make the compiler guard three things for each."""
+    """Looks at them by their paths, which makes the compiler guard less than iterating over the modules does."""
     for path, cls, children, settings, absent in found:
         module = _at(ops, path)
         assert type(module) is cls
-        if children:
-            assert len(module._modules) == children
+        assert "forward" not in module.__dict__
+        if cls not in SETTINGS:  # a layer calls none
+            assert list(module._modules) == children
         for name, value in settings:
             assert getattr(module, name) == value
         for kind, name in absent:
@@ -132,13 +150,26 @@ def run(ops: nn.ModuleList, found: Traced, x: Tensor, weights: Tensor, scale: Te
     """The mixed operation as operators; to be traced."""
     # The compiler guards what is looked at here: where it changes, it looks the program up anew.
     confirm(ops, found.facts)
-    parameters = [_tensor(ops, path).contiguous() for path in found.parameters]
-    statistics = [_tensor(ops, path) for path in found.statistics]
+    parameters = [_tensor(ops, each).contiguous() for each in found.parameters]
+    statistics = [_tensor(ops, each) for each in found.statistics]
     y, _ = torch.ops.srnas_fast.mixed_sum(x.to(wide(x)), weights, scale, parameters, statistics, found.text, found.live)
     return y.to(found.kind)
 
 
-def _tensor(ops: nn.ModuleList, place: Place) -> Tensor:
+def _tensor(ops: nn.ModuleList, found: Found) -> Tensor:
+    """The tensor as it is now; raises InputError where it is none that the program can read."""
+    tensor = _held(ops, found.place)
+    for place in found.also:
+        assert _held(ops, place) is tensor
+    if tensor.shape != found.shape or tensor.dtype != found.dtype:
+        raise InputError(
+            f"a parameter or buffer of a MixedOp is {tuple(tensor.shape)} of {tensor.dtype}, while the module holds "
+            f"{found.shape} of {found.dtype}; convert the module, not a copy of its tensors"
+        )
+    return tensor
+
+
+def _held(ops: nn.ModuleList, place: Place) -> Tensor:
     return getattr(_at(ops, place.path), place.kind)[place.name]
 
 
