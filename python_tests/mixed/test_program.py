@@ -485,6 +485,7 @@ import os, signal, threading, time, torch
 from torch import nn
 from srnas_fast import MixedOp
 conv = lambda: nn.Sequential(nn.ReLU(), nn.Conv2d(16, 16, 7, padding=3, bias=False), nn.BatchNorm2d(16))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job is told to ignore
 op = MixedOp([conv() for _ in range(6)])
 x, weights = torch.randn(8, 16, 96, 96, requires_grad=True), torch.ones(6, requires_grad=True)
 op(x, weights).sum().backward()
