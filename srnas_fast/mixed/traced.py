@@ -31,7 +31,6 @@ def prepare_to_break() -> None:
         uncompiled = torch.compiler.disable(lambda op, *given: op.run(*given))
 
 
-PLAIN = (int, float, bool, str, tuple, list, type(None))  # types of attributes that a compiler can look at
 # Settings that show in the shapes of a layer's tensors, at which the compiler looks anyway.
 SHOWN = {
     nn.Conv2d: ("in_channels", "out_channels", "kernel_size"),
@@ -116,7 +115,7 @@ def facts(ops: nn.ModuleList) -> list[Fact]:
         if isinstance(module, nn.BatchNorm2d):
             names += MODES
         if cls in UNFOLD:  # which may have looked at any attribute but this one
-            names += [name for name, value in vars(module).items() if name != "training" and type(value) in PLAIN]
+            names += [name for name, value in vars(module).items() if name != "training" and _is_plain(value)]
         absent = [
             (kind, name)
             for kind in ("_parameters", "_buffers")
@@ -126,6 +125,13 @@ def facts(ops: nn.ModuleList) -> list[Fact]:
         settings = [(name, getattr(module, name)) for name in names]
         found.append(Fact(_names(path), cls, list(module._modules), settings, absent))
     return found
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether an attribute is one that the compiler can compare."""
+    if type(value) in (tuple, list):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _names(path: str) -> list[str]:
