@@ -110,13 +110,7 @@ class MixedOp(PlainMixedOp):
             return self._traced(x, weights, support, edge_weight)
         return self.run(x, weights, support, edge_weight)
 
-    def run(
-        self,
-        x: Tensor,
-        weights: Tensor,
-        support: Tensor | Sequence[bool] | None = None,
-        edge_weight: Tensor | None = None,
-    ) -> Tensor:
+    def run(self, x: Tensor, weights: Tensor, support, edge_weight: Tensor | None) -> Tensor:
         """The forward pass as it is computed; to compilers ``forward`` shows less of it."""
         prepared = self._prepare()
         if not isinstance(weights, Tensor) or weights.shape != (prepared.count,) or not weights.is_floating_point():

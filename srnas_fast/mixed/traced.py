@@ -1,6 +1,6 @@
 """A mixed operation as ``torch.compile`` sees it: one operator where a program serves all of it, else a graph break."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -93,9 +93,8 @@ def look_up(ops: nn.ModuleList, prepared: Prepared, x: Tensor, support, partial:
         return None
     places: dict[int, list[Place]] = {}
     for path, module in ops.named_modules(remove_duplicate=False):
-        for kind in ("_parameters", "_buffers"):
-            for name, tensor in getattr(module, kind).items():
-                places.setdefault(id(tensor), []).append(Place(_names(path), kind, name))
+        for kind, name, tensor in _tensors_of(module):
+            places.setdefault(id(tensor), []).append(Place(_names(path), kind, name))
 
     def found(tensor: Tensor) -> Found:
         first, *also = places[id(tensor)]
@@ -116,15 +115,17 @@ def facts(ops: nn.ModuleList) -> list[Fact]:
             names += MODES
         if cls in UNFOLD:  # which may have looked at any attribute but this one
             names += [name for name, value in vars(module).items() if name != "training" and _is_plain(value)]
-        absent = [
-            (kind, name)
-            for kind in ("_parameters", "_buffers")
-            for name, tensor in getattr(module, kind).items()
-            if tensor is None
-        ]
+        absent = [(kind, name) for kind, name, tensor in _tensors_of(module) if tensor is None]
         settings = [(name, getattr(module, name)) for name in names]
         found.append(Fact(_names(path), cls, list(module._modules), settings, absent))
     return found
+
+
+def _tensors_of(module: nn.Module) -> Iterator[tuple[str, str, Tensor | None]]:
+    """The module's own parameters and buffers, also those that it goes without."""
+    for kind in ("_parameters", "_buffers"):
+        for name, tensor in getattr(module, kind).items():
+            yield kind, name, tensor
 
 
 def _is_plain(value: Any) -> bool:
