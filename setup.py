@@ -41,7 +41,7 @@ TEST = [
     # CUDA 12's compilers, the last ones that know the GTX 1080 Ti: the kernels are compiled for it, never run by them.
     "nvidia-cuda-nvcc-cu12>=12.6; platform_system == 'Linux' and platform_machine == 'x86_64'",
     "nvidia-cuda-nvrtc-cu12>=12.6; platform_system == 'Linux' and platform_machine == 'x86_64'",
-    "pytest>=8.2",
+    "pytest>=8.3",
     "pytest-xdist>=3.6",
     "ruff>=0.9",
     "setuptools>=77",

@@ -345,6 +345,7 @@ void bind(py::module_ m) {
 
 void bind_programs(py::module_& m);  // program_bindings.cpp
 void bind_watch(py::module_& m);     // watch_bindings.cpp
+void bind_gpu(py::module_& m);       // gpu_bindings.cpp
 
 PYBIND11_MODULE(_srnas_fast_cpu, m) {
     m.doc() = "C++ kernels of srnas_fast for the CPU";
@@ -352,4 +353,5 @@ PYBIND11_MODULE(_srnas_fast_cpu, m) {
     bind<double>(m.def_submodule("float64"));
     bind_programs(m);
     bind_watch(m);
+    bind_gpu(m);
 }

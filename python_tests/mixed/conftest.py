@@ -7,15 +7,28 @@ from torch import nn
 
 from srnas_fast.mixed import program
 
-# Everything here is computed by programs where they serve; with this variable set, by the branches beside them.
+from ..gpu_programs.emulator import serve_cpu
+
+# Everything here is computed by programs where they serve; with this variable set, by the branches beside them ...
 BRANCHES = "SRNAS_FAST_TEST_BRANCHES"
+# ... or by the programs of a GPU, emulated.
+EMULATED = "SRNAS_FAST_TEST_EMULATED"
 
 
 @pytest.fixture(autouse=True)
-def engine(monkeypatch):
-    """Which of the two ways to compute a mixed operation the tests look at."""
+def engine(monkeypatch, tmp_path_factory):
+    """Which of the three ways to compute a mixed operation the tests look at."""
     if os.environ.get(BRANCHES):
         monkeypatch.setattr(program, "enabled", False)
+    elif os.environ.get(EMULATED):
+        serve_cpu(monkeypatch, tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def on_cpu():
+    """For tests of what programs of the CPU alone do: look at numbers, merge kernels, reach far."""
+    if os.environ.get(EMULATED):
+        pytest.skip("programs of a GPU do not do this")
 
 
 @pytest.fixture

@@ -358,7 +358,7 @@ def test_operations_are_counted():
 # ------------------------------------------------------------------------------------------------------------- memory
 
 
-def test_scratch_counts_in_the_peak_and_is_held_by_nobody():
+def test_scratch_counts_in_the_peak_and_is_held_by_nobody(on_cpu):
     op = MixedOp(candidates())
     x, weights = inputs(op, (4, 4, 64, 64))
     with LiveMemory() as memory:

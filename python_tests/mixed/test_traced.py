@@ -326,7 +326,7 @@ def test_an_opaque_candidate_is_one_graph_break():
     torch.testing.assert_close(torch.compile(op, backend="aot_eager")(x, weights), op(x, weights))
 
 
-def test_a_bad_call_tells_what_is_wrong():
+def test_a_bad_call_tells_what_is_wrong(on_cpu):
     chain = Chain(count=1)
     compiled = torch.compile(chain, backend="aot_eager")
     x, weights = given(chain)

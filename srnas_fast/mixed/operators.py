@@ -7,6 +7,7 @@ from torch import Tensor
 
 from srnas_fast.backends.openmp import threads
 from srnas_fast.errors import InputError
+from srnas_fast.mixed import gpu, gpu_call
 from srnas_fast.mixed.norm import refuse_one_pixel
 from srnas_fast.mixed.program import Program, program_of
 from srnas_fast.primitives.direct import watched
@@ -58,10 +59,15 @@ def _forward(
     statistics: list[int],
     made: Program,
     live: int,
+    kind: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """y and what its backward pass needs; moves running statistics. Parameters and statistics by their addresses."""
+    """y and what its backward pass needs; moves running statistics. Parameters, of one type, and statistics by their
+    addresses."""
     _check(x, weights, made, live)
-    x, weights, scale = x.resolve_neg(), _numbers(x, weights), _numbers(x, scale)
+    x = x.resolve_neg()
+    if gpu.on_gpu(x):
+        return gpu_call.forward(gpu.code_of(made, x, kind), x, weights, scale, parameters, statistics, live)
+    weights, scale = _numbers(x, weights), _numbers(x, scale)
     y, kept = _empty(x, made.result_shape(x)), torch.empty(made.kept(live), dtype=x.dtype, device=x.device)
     computed = made.calls[x.dtype].program_forward(
         made.compiled,
@@ -100,18 +106,55 @@ def _backward(
     """The gradients of x, weights, scale and parameters, None where not wanted."""
     x_wanted, weights_wanted, scale_wanted, *each_wanted = wanted
     _check(x, weights, made, live)
-    values, factor = _numbers(x, weights), _numbers(x, scale)
     x, dy = x.resolve_neg(), dy.resolve_neg()
-    if dy.shape != made.result_shape(x) or dy.dtype != x.dtype or not dy.is_cpu:
+    if dy.shape != made.result_shape(x) or dy.dtype != x.dtype or dy.device != x.device:
         raise RuntimeError(f"the gradient of a MixedOp is {tuple(dy.shape)} of {dy.dtype}, its result was another")
-    dx = _empty(x, x.shape) if x_wanted else None
-    dweights = torch.empty(weights.shape, dtype=x.dtype, device=x.device) if weights_wanted else None
-    dscale = torch.empty((), dtype=x.dtype, device=x.device) if scale_wanted else None
     own, dead = made.slots(live)
     found = [
         torch.empty_like(parameter) if want and slot in own else None
         for slot, (parameter, want) in enumerate(zip(parameters, each_wanted, strict=True))
     ]
+    if gpu.on_gpu(x):
+        code = gpu.code_of(made, x, _kind_of(x, parameters))
+        at, wants = addresses(parameters), (x_wanted, weights_wanted, scale_wanted)
+        dx, dweights, dscale = gpu_call.backward(code, dy, x, weights, scale, at, kept, live, wants, found)
+    else:
+        dx, dweights, dscale = _backward_on_cpu(
+            dy, x, weights, scale, parameters, kept, made, live, (x_wanted, weights_wanted, scale_wanted), found
+        )
+    for slot in dead:
+        # Zeros, not None: with weight zero these parameters are in use, so that decay and momentum act.
+        if each_wanted[slot]:
+            found[slot] = torch.zeros_like(parameters[slot])
+    if dweights is not None and weights.dtype is not dweights.dtype:
+        dweights = dweights.to(weights.dtype)
+    if dscale is not None and scale.dtype is not dscale.dtype:
+        dscale = dscale.to(scale.dtype)
+    return [dx, dweights, dscale, *found]
+
+
+def _kind_of(x: Tensor, parameters: Sequence[Tensor]) -> torch.dtype:
+    """The type of a program's parameters, which are of one."""
+    return parameters[0].dtype if parameters else x.dtype
+
+
+def _backward_on_cpu(
+    dy: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    scale: Tensor | None,
+    parameters: Sequence[Tensor],
+    kept: Tensor,
+    made: Program,
+    live: int,
+    wanted: tuple[bool, bool, bool],
+    found: list[Tensor | None],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of x, weights and scale, where wanted; those of parameters go into ``found``, at their slots."""
+    values, factor = _numbers(x, weights), _numbers(x, scale)
+    dx = _empty(x, x.shape) if wanted[0] else None
+    dweights = torch.empty(weights.shape, dtype=x.dtype, device=x.device) if wanted[1] else None
+    dscale = torch.empty((), dtype=x.dtype, device=x.device) if wanted[2] else None
     made.calls[x.dtype].program_backward(
         made.compiled,
         threads(),
@@ -131,15 +174,7 @@ def _backward(
         address(dscale),
         list(map(address, found)),
     )
-    for slot in dead:
-        # Zeros, not None: with weight zero these parameters are in use, so that decay and momentum act.
-        if each_wanted[slot]:
-            found[slot] = torch.zeros_like(parameters[slot])
-    if dweights is not None and weights.dtype is not x.dtype:
-        dweights = dweights.to(weights.dtype)
-    if dscale is not None and scale.dtype is not x.dtype:
-        dscale = dscale.to(scale.dtype)
-    return [dx, dweights, dscale, *found]
+    return dx, dweights, dscale
 
 
 _ops = torch.ops.srnas_fast
@@ -155,7 +190,8 @@ _library.define(
 
 def _mixed_sum_forward(x, weights, scale, parameters, statistics, program, live):
     parameters = [parameter.contiguous() for parameter in parameters]
-    return _forward(x, weights, scale, addresses(parameters), addresses(statistics), program_of(program), live)
+    kind = _kind_of(x, parameters)
+    return _forward(x, weights, scale, addresses(parameters), addresses(statistics), program_of(program), live, kind)
 
 
 def _mixed_sum_backward(dy, x, weights, scale, parameters, kept, program, live, wanted):
@@ -166,7 +202,8 @@ def _mixed_sum_backward(dy, x, weights, scale, parameters, kept, program, live, 
 
 
 for _name, _function in [("mixed_sum_forward", _mixed_sum_forward), ("mixed_sum_backward", _mixed_sum_backward)]:
-    _library.impl(_name, _function, "CPU")
+    for _device in ("CPU", "CUDA"):
+        _library.impl(_name, _function, _device)
     _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 
 
@@ -174,7 +211,7 @@ for _name, _function in [("mixed_sum_forward", _mixed_sum_forward), ("mixed_sum_
 def _(x, weights, scale, parameters, statistics, program, live):
     made = program_of(program)
     y = torch.empty(made.result_shape(x), dtype=x.dtype, device=x.device, memory_format=dense_format(x))
-    return y, x.new_empty(made.kept(live))
+    return y, gpu_call.empty_kept(made, x, live) if gpu.on_gpu(x) else x.new_empty(made.kept(live))
 
 
 @torch.library.register_fake("srnas_fast::mixed_sum_backward", lib=_library)
@@ -198,14 +235,15 @@ def forward(
     """The weighted sum of the live candidates and what its backward pass needs; moves running statistics.
 
     Args:
-        x: all of its channels, float32 or float64. weights: of all candidates. scale: of what passes by, or None.
+        x: all of its channels; on a CPU float32 or float64. weights: of all candidates.
+        scale: of what passes by, or None.
         parameters: at the plan's slots, of x's type, contiguous. statistics: mean, variance and count of each norm.
         at: the addresses of both.
         live: a bit for each candidate.
     """
     if watched(x):
         return _ops.mixed_sum_forward(x, weights, scale, parameters, statistics, made.text, live)
-    results = _forward(x, weights, scale, *at, made, live)
+    results = _forward(x, weights, scale, *at, made, live, _kind_of(x, parameters))
     moved = [statistics[i] for i in made.moving(live)]
     if moved and not moved[0].is_inference():
         torch.autograd.graph.increment_version(moved)

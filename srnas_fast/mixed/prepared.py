@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from srnas_fast.backends import cpu_kernels
 from srnas_fast.backends.compiled import PARTS
 from srnas_fast.errors import InputError
-from srnas_fast.mixed import operators
+from srnas_fast.mixed import gpu, gpu_program, operators
 from srnas_fast.mixed import program as programs
 from srnas_fast.mixed.norm import refuse_one_pixel, uses_batch
 from srnas_fast.mixed.partial import first_channels
@@ -174,10 +174,7 @@ class Prepared:
 
         With partial channels it takes x whole where it does, else what the candidates see of it.
         """
-        dtype = wide(x)
-        if not (x.is_cpu and programs.enabled and dtype in PARTS and (self._any or self._kind == (dtype, x.device))):
-            return None, False
-        if cpu_kernels() is None:
+        if not (programs.enabled and self._serves(x)):
             return None, False
         share = self._share(x, partial)
         if share is None:
@@ -190,15 +187,26 @@ class Prepared:
             return share, True
         return self._share(first_channels(x.detach(), partial), 1), False
 
+    def _serves(self, x: Tensor) -> bool:
+        """Whether this device has programs for images and parameters of these types."""
+        if gpu.on_gpu(x):
+            kind = self._kind or (x.dtype, x.device)
+            known = kind[0] in gpu.TYPES and kind[1] == x.device
+            return (self._any or self._kind is not None) and known and gpu.takes(x)
+        dtype = wide(x)
+        known = x.is_cpu and dtype in PARTS and (self._any or self._kind == (dtype, x.device))
+        return known and cpu_kernels() is not None
+
     def _share(self, x: Tensor, partial: int) -> Share | None:
-        key = x.shape[1], partial
+        key = x.shape[1], partial, x.dtype if gpu.on_gpu(x) else None
         if key not in self._shares:
             self._shares[key] = self._make(x, partial)
         return self._shares[key]
 
     def _make(self, x: Tensor, partial: int) -> Share | None:
         channels = x.shape[1] // partial
-        candidates = programs.served(self.plan, channels)
+        on_gpu = gpu.on_gpu(x)
+        candidates = programs.served(self.plan, channels, gpu_program.takes if on_gpu else programs.takes_on_cpu)
         if not candidates:
             return None
         outputs, stride = programs.result_of(self.plan, min(candidates), channels)
@@ -213,4 +221,7 @@ class Prepared:
                 return None
         if not all(map(_is_readable, statistics)):
             return None  # they are written where they are
-        return Share(programs.program_of(text), candidates, self, statistics)
+        made = programs.program_of(text)
+        if on_gpu and gpu.code_of(made, x, self._kind[0] if self._kind else x.dtype) is None:
+            return None
+        return Share(made, candidates, self, statistics)

@@ -6,7 +6,7 @@ compiled by one process can be run by another. What is computed stands in ``csrc
 """
 
 from ast import literal_eval
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property, lru_cache
 from math import isfinite
 from typing import Any
@@ -55,6 +55,7 @@ class Program:
                 "clear the compiler's cache (TORCHINDUCTOR_CACHE_DIR) and compile again"
             )
         self.channels, self.outputs, self.stride, self.partial, self.merge, self.candidates = self.description
+        self.on_gpu: dict[tuple[torch.dtype, torch.dtype], Any] = {}  # by the types of images and parameters
         # Of each support that comes up; a bound, since a random one may be another at every call.
         self.kept = lru_cache(1024)(self._kept)
         self.slots = lru_cache(1024)(self._slots)
@@ -124,28 +125,32 @@ def program_of(text: str) -> Program:
     return found
 
 
-def served(made: Plan, channels: int) -> frozenset[int]:
+def served(made: Plan, channels: int, takes: Callable[[Stage, int], bool]) -> frozenset[int]:
     """The candidates that a program computes, of images of so many channels.
 
-    Not opaque ones, pools of unusual sizes, and dense convolutions of many channels, which oneDNN does better.
+    Not opaque ones, and not those with a stage that the device's code does not take.
     """
     if len(made.recognised) > MOST_CANDIDATES:
         return frozenset()
     fused = [k for k in range(len(made.recognised)) if k not in made.opaque]
-    found = [k for k in fused if all(_serves(m.stage) for m in made.members.get(k, ()))]
+    found = [k for k in fused if all(_settled(m.stage) and takes(m.stage, channels) for m in made.members.get(k, ()))]
     shapes = {result_of(made, k, channels) for k in found}
     return frozenset(found if len(shapes) == 1 else ())
 
 
-def _serves(stage: Stage) -> bool:
-    norm, slope = stage.norm, getattr(stage.activation, "negative_slope", 0)
-    if not _plain(slope) or (norm is not None and not (_plain(norm.eps) and _plain(norm.momentum))):
-        return False
-    if norm is not None and norm.momentum is not None and norm.momentum < 0:
-        return False
+def takes_on_cpu(stage: Stage, channels: int) -> bool:
+    """Not pools of unusual sizes, and not dense convolutions of many channels, which oneDNN does better."""
     if stage.kind == "pool":
         return stage.size in COMPILED
     return stage.kind == "separable" or max(stage.conv.out_channels, stage.conv.in_channels) <= MOST_CHANNELS
+
+
+def _settled(stage: Stage) -> bool:
+    """Whether all that is not a tensor is a number that stays."""
+    norm, slope = stage.norm, getattr(stage.activation, "negative_slope", 0)
+    if not _plain(slope) or (norm is not None and not (_plain(norm.eps) and _plain(norm.momentum))):
+        return False
+    return norm is None or norm.momentum is None or norm.momentum >= 0
 
 
 def _plain(value: Any) -> bool:

@@ -1,0 +1,129 @@
+// The weighted sum on a tile: what is stored, through its norm; what needs no norm of its batch, made here;
+// the identity; the channels that pass by.
+#pragma once
+
+#include "pass_made.h"
+
+namespace srnas_fast_gpu {
+
+template <int S>
+__device__ void add_weighted(const Arguments& call, const Tile& tile, int chunk, real* room, real* affine,
+                             Sums& sums) {
+    constexpr Stage s = STAGE[S];
+    if (!call.alive(s.candidate)) return;
+    const real weight = call.weights[s.candidate];
+    if constexpr (!s.stored()) {
+        const auto scale = [&](int o) { return weight * scale_of<S>(call, o); };
+        if constexpr (s.first) {
+            add_stage<S>(call, tile, Activated<S>(call, tile.image), chunk, scale, int(call.height),
+                         int(call.width), room, sums);
+        } else {
+            add_stage<S>(call, tile, Between<S>(call, tile.image, affine), chunk, scale, int(call.out_height),
+                         int(call.out_width), room, sums);
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < CHANNELS_PER_WARP; ++k) {
+        const int channel = channel_of(chunk, k);
+        if (channel >= s.outputs) continue;
+        const real shift = weight * shift_of<S>(call, channel);
+        real scale = 0;
+        const real* plane = nullptr;
+        if constexpr (s.stored()) {
+            scale = weight * scale_of<S>(call, channel);
+            plane = plane_of(call, call.made[S], s.outputs, tile.image, channel);
+        }
+#pragma unroll
+        for (int q = 0; q < COLUMN; ++q) {
+            sums[q][k] += shift;
+            if constexpr (s.stored()) {
+                if (inside(tile, q))
+                    sums[q][k] +=
+                        scale * plane[(tile.top + lane_y() + q) * int(call.out_width) + tile.left + lane_x()];
+            }
+        }
+    }
+}
+
+template <int S>
+__device__ void add_all(const Arguments& call, const Tile& tile, int chunk, real* room, real* affine,
+                        Sums& sums) {
+    if constexpr (S < STAGES) {
+        if constexpr (STAGE[S].last) add_weighted<S>(call, tile, chunk, room, affine, sums);
+        add_all<S + 1>(call, tile, chunk, room, affine, sums);
+    }
+}
+
+// The weights of all live identities.
+__device__ inline real identity_weight(const Arguments& call) {
+    real weight = 0;
+    for (int k = 0; k < 64; ++k) {
+        if (IDENTITIES >> k & 1 && call.alive(k)) weight += call.weights[k];
+    }
+    return weight;
+}
+
+__device__ inline real passing_scale(const Arguments& call) { return call.scale ? *call.scale : real(1); }
+
+// The largest of a window of 2 x 2, the first of equal ones, and which it is.
+struct Largest {
+    real value;
+    int place;
+
+    __device__ Largest(const Outer& x, int channel, int y, int column) : value(0), place(-1) {
+        for (int i = 0; i < 4; ++i) {
+            const real next = x.at(channel, 2 * y + i / 2, 2 * column + i % 2);
+            if (place < 0 || next > value || next != next) value = next, place = i;
+        }
+    }
+};
+
+// The i-th of the channels that stand between two of the sum's: those of x from i * OUTPUTS on.
+__device__ inline void pass_by(const Arguments& call, const Tile& tile, int chunk, int i) {
+    const Outer x(call.x, tile.image);
+    Pixel* const y = static_cast<Pixel*>(call.y.data) + tile.image * call.y.n;
+    const real scale = passing_scale(call);
+#pragma unroll 1
+    for (int k = 0; k < CHANNELS_PER_WARP; ++k) {
+        const int channel = channel_of(chunk, k);
+        if (channel >= OUTPUTS) continue;
+        for (int q = 0; q < COLUMN; ++q) {
+            if (!inside(tile, q)) continue;
+            const int row = tile.top + lane_y() + q, column = tile.left + lane_x(),
+                      from = i * OUTPUTS + channel;
+            const real value = STRIDE == 1 ? x.at(from, row, column) : Largest(x, from, row, column).value;
+            put(y + (channel * PARTIAL + i) * int(call.y.c) + row * int(call.y.h) + column * int(call.y.w),
+                scale * value);
+        }
+    }
+}
+
+// blockIdx.x counts the tiles, and for each its jobs: chunks of the sum, then of the channels that pass by.
+__device__ inline void weighted_sum(const Arguments& call, real* room, real* affine) {
+    constexpr int CHUNKS_OF_SUM = chunks_of(OUTPUTS);
+    const int jobs = CHUNKS_OF_SUM * PARTIAL;
+    const int job = int(blockIdx.x % jobs), chunk = job % CHUNKS_OF_SUM;
+    const Tile tile = Tile::make(blockIdx.x / jobs, call.out_height, call.out_width);
+    if (job >= CHUNKS_OF_SUM) return pass_by(call, tile, chunk, job / CHUNKS_OF_SUM);
+    Sums sums;
+    clear(sums);
+    add_all<0>(call, tile, chunk, room, affine, sums);
+    const real same = identity_weight(call);
+    const bool any = IDENTITIES & uint64_t(call.live);
+    const Outer x(call.x, tile.image);
+    Pixel* const y = static_cast<Pixel*>(call.y.data) + tile.image * call.y.n;
+#pragma unroll
+    for (int k = 0; k < CHANNELS_PER_WARP; ++k) {
+        const int channel = channel_of(chunk, k);
+        if (channel >= OUTPUTS) continue;
+#pragma unroll
+        for (int q = 0; q < COLUMN; ++q) {
+            if (!inside(tile, q)) continue;
+            const int row = tile.top + lane_y() + q, column = tile.left + lane_x();
+            const real value = sums[q][k] + (any ? same * x.at(channel, row, column) : real(0));
+            put(y + channel * PARTIAL * int(call.y.c) + row * int(call.y.h) + column * int(call.y.w), value);
+        }
+    }
+}
+
+}  // namespace srnas_fast_gpu
