@@ -38,8 +38,7 @@ TEST = [
     "entmax>=1.1",  # the sparsemax that ours is held to
     "hypothesis>=6.100",
     "import-linter>=2.1",
-    # CUDA 12's compilers, the last ones that know the GTX 1080 Ti: the kernels are compiled for it, never run by them.
-    "nvidia-cuda-nvcc-cu12>=12.6; platform_system == 'Linux' and platform_machine == 'x86_64'",
+    # CUDA 12's compiler as a library, the last one that knows the GTX 1080 Ti: programs are compiled for it, not run.
     "nvidia-cuda-nvrtc-cu12>=12.6; platform_system == 'Linux' and platform_machine == 'x86_64'",
     "pytest>=8.3",
     "pytest-xdist>=3.6",

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What one NVIDIA GPU makes of srnas_fast, in 15 minutes: bench/gpu.sh OUT [PIECE...]
 #
-#   warm     compile for the card all that is compiled, on all cores at once            130 seconds at most
+#   warm     compile for the card, on all cores: programs, Triton's kernels, the peers' 130 seconds at most
 #   tests    pytest -m gpu, in several processes, without the cap                       180
 #   speed    of the mixed operations that count most, launched and as CUDA graphs       200
 #   steps    whole search steps: memory and speed, with CUDA graphs and without         180
@@ -67,7 +67,8 @@ mixed() {
     done
 }
 
-# warm: every case once, all at the same time, so that their compilers use all cores; what is measured is thrown away.
+# warm: every case once, all at the same time, so that their compilers use all cores: g++ for the code that launches,
+# NVRTC for programs, Triton, torch's Inductor. Each keeps what it made; what is measured is thrown away.
 warm() {
     local case kept=$out
     out=$(mktemp -d)

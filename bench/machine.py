@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from rows import RESULTS, Row, where
-from srnas_fast.backends.report import card_warning, environment, installed, processor
+from srnas_fast.backends.report import card_warning, describe_nvrtc, environment, installed, processor
 
 GiB = 2**30
 RUN = "hinas-denoise"  # the folder of bench/search.py's search
@@ -76,6 +76,7 @@ def facts() -> dict[str, str]:
         "CUDA of torch": torch.version.cuda,
         "cuDNN": str(torch.backends.cudnn.version()),
         "triton": installed("triton"),
+        "NVRTC": describe_nvrtc(),
         "srnas_fast": f"{place['srnas_fast']}, {place['backend']} backend",
         "commit": place["commit"],
         "time": place["time"],

@@ -11,6 +11,7 @@ import torch
 from srnas_fast import __version__
 from srnas_fast.backends import compiled_kernel, triton_kernel
 from srnas_fast.backends.report import processor
+from srnas_fast.mixed import gpu
 from srnas_fast.report import show_table
 
 RESULTS = Path(__file__).parent / "results"
@@ -33,13 +34,15 @@ def where() -> Row:
 
 
 def backend() -> str:
-    """Which of ours serves float32 images here: the answer of those that the primitives ask, too."""
-    image = torch.empty(1, device="cuda" if torch.cuda.is_available() else "cpu")
-    if triton_kernel("weighted_sum", image):
-        return "triton"
-    if compiled_kernel("weighted_sum", image):
-        return "cpu" if image.is_cpu else "cuda"
-    return "reference"
+    """Which of ours serve float32 images here: the answer of those that mixed operations and primitives ask, too. On a
+    GPU "cuda" are programs, "triton" primitives."""
+    image = torch.empty(1, 1, 1, 1, device="cuda" if torch.cuda.is_available() else "cpu")
+    able = {
+        "cuda": image.is_cuda and gpu.takes(image),
+        "triton": triton_kernel("weighted_sum", image),
+        "cpu": compiled_kernel("weighted_sum", image),
+    }
+    return "+".join(name for name, found in able.items() if found) or "reference"
 
 
 def commit() -> str:

@@ -1,8 +1,8 @@
-// How Python's numbers become pointers: what the bindings of the C++ and of the CUDA kernels share.
+// How Python's numbers become pointers: what all bindings share.
 //
-// A module has a part for each type of tensors, `float32` and `float64`, in which each function begins with
-// the same two arguments: on what it runs (how many threads, or which stream), and a function of Python's
-// that makes a tensor of so many elements for its intermediate results.
+// The module has a part for each type of tensors, `float32` and `float64`, in which each function of a
+// primitive begins with the same two arguments: on how many threads it runs, and a function of Python's that
+// makes a tensor of so many elements for its intermediate results.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -32,7 +32,7 @@ std::vector<T*> all_at(const Addresses& addresses) {
     return pointers;
 }
 
-// Of a tensor (N, C, H, W) with its strides, as the kernels of one device have it.
+// Of a tensor (N, C, H, W) with its strides, as the kernels have it.
 template <class Tensor>
 Tensor tensor_at(Address address, const Sizes& strides) {
     return {reinterpret_cast<decltype(Tensor::data)>(address), strides[0], strides[1], strides[2],

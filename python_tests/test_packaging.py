@@ -110,6 +110,7 @@ def test_links_are_relative_and_lead_beside_the_package():
 def test_tree_holds_the_linked_rooms(tree):
     files = package_files(tree / "srnas_fast")
     assert {"srnas_fast/__init__.py", "srnas_fast/kernels/__init__.py", "srnas_fast/csrc/README.md"} <= files
+    assert "srnas_fast/csrc/gpu/kernels.h" in files  # read at run time
 
 
 def test_wheel_holds_exactly_the_files_of_the_tree(wheel, tree):
@@ -119,13 +120,13 @@ def test_wheel_holds_exactly_the_files_of_the_tree(wheel, tree):
 def test_new_native_files_travel_without_being_listed(tree, tmp_path):
     grown = tmp_path / "grown"
     shutil.copytree(tree, grown, symlinks=True, ignore=shutil.ignore_patterns("build", "*.egg-info"))
-    for name in ("csrc/bindings.cpp", "csrc/cuda/deep/kernel.cuh", "kernels/one.py"):
+    for name in ("csrc/bindings.cpp", "csrc/gpu/deep/kernel.h", "kernels/one.py"):
         (grown / name).parent.mkdir(parents=True, exist_ok=True)
         (grown / name).write_text("")
     run("-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, grown)
     added = {
         "srnas_fast/csrc/bindings.cpp",
-        "srnas_fast/csrc/cuda/deep/kernel.cuh",
+        "srnas_fast/csrc/gpu/deep/kernel.h",
         "srnas_fast/kernels/one.py",
     }
     assert added <= wheel_files(only(tmp_path, "*.whl"))
@@ -163,7 +164,7 @@ def test_installed_wheel_imports(wheel, tmp_path):
     run("-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", target, wheel)
     code = "import srnas_fast as s, srnas_fast.kernels as k; print(s.__version__, s.__file__, k.__file__)"
     version, package, kernels = imported(code, path=target).split()
-    assert version == "0.5.0"
+    assert version == "0.6.0"
     assert Path(package) == target / "srnas_fast" / "__init__.py"
     assert Path(kernels) == target / "srnas_fast" / "kernels" / "__init__.py"
     assert (target / "srnas_fast" / "csrc" / "README.md").is_file()

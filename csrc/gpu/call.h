@@ -28,10 +28,21 @@ struct Arguments {
     real* kept[STAGES ? STAGES : 1];
     real* made[STAGES ? STAGES : 1];
     real* returned[STAGES ? STAGES : 1];
+    // What torch's own convolutions make of what a group reads, without bias; going back, the gradient of
+    // that input.
+    View outside[GROUPS ? GROUPS : 1];
+    // Of each stage that they run: the merged kernel (O, C, size, size) that it is part of, going back the
+    // gradient of that kernel; the kernel's size, and the steps of the stage's own taps inside; the sum of dy
+    // (O).
+    Pixel* merged[OUTSIDES ? OUTSIDES : 1];
+    const Pixel* returned_merged[OUTSIDES ? OUTSIDES : 1];
+    int64_t merged_size[OUTSIDES ? OUTSIDES : 1], merged_step[OUTSIDES ? OUTSIDES : 1];
+    const real* dy_sum;
 
     __device__ bool alive(int candidate) const { return live >> candidate & 1; }
     __device__ int64_t pixels() const { return images * out_height * out_width; }
     // Of results.
+    __device__ int64_t tiles() const { return images * tiles_of_an_image(); }
     __device__ int64_t tiles_of_an_image() const { return (out_height + 15) / 16 * ((out_width + 15) / 16); }
 };
 

@@ -13,45 +13,46 @@ namespace srnas_fast_gpu {
 #else
 #define SERVES(pass) (PASS == pass)
 #endif
-#define KERNEL(name)                                       \
+// blocks: so many are to fit on a multiprocessor, which bounds the registers.
+#define KERNEL(name, blocks)                               \
     extern "C" __global__ void name(const Arguments call); \
     EMULATED_KERNEL(name, Arguments);                      \
-    extern "C" __global__ void __launch_bounds__(THREADS) name(const Arguments call)
+    extern "C" __global__ void __launch_bounds__(THREADS, blocks) name(const Arguments call)
 
 #if SERVES(0)
-KERNEL(srnas_fast_first) {
-    SHARED(real, room, ROOM);
+KERNEL(srnas_fast_first, MANY) {
+    SHARED(real, room, room_of<Of::first>());
     make_first(call, room);
 }
 #endif
 
 #if SERVES(1)
-KERNEL(srnas_fast_second) {
-    SHARED(real, room, ROOM);
+KERNEL(srnas_fast_second, MANY) {
+    SHARED(real, room, room_of<Of::second>());
     SHARED(real, affine, 128);
     make_second(call, room, affine);
 }
 #endif
 
 #if SERVES(2)
-KERNEL(srnas_fast_statistics) { statistics(call); }
+KERNEL(srnas_fast_statistics, 1) { statistics(call); }
 #endif
 
 #if SERVES(3)
-KERNEL(srnas_fast_sum) {
-    SHARED(real, room, ROOM);
+KERNEL(srnas_fast_sum, MANY) {
+    SHARED(real, room, room_of<Of::sum>());
     SHARED(real, affine, 128);
     weighted_sum(call, room, affine);
 }
 #endif
 
 #if SERVES(4)
-KERNEL(srnas_fast_finish) { finish_gradients(call); }
+KERNEL(srnas_fast_finish, 1) { finish_gradients(call); }
 #endif
 
 #if SERVES(5)
-KERNEL(srnas_fast_back) {
-    SHARED(real, room, ROOM);
+KERNEL(srnas_fast_back, MANY) {
+    SHARED(real, room, room_of<Of::back>());
     SHARED(real, affine, 128);
     SHARED(real, coefficients, 192);
     return_seconds(call, room, affine, coefficients);
@@ -59,16 +60,16 @@ KERNEL(srnas_fast_back) {
 #endif
 
 #if SERVES(6)
-KERNEL(srnas_fast_input) {
-    SHARED(real, room, ROOM);
+KERNEL(srnas_fast_input, FEWER) {
+    SHARED(real, room, room_of<Of::input>());
     SHARED(real, coefficients, 192);
     input_gradient(call, room, coefficients);
 }
 #endif
 
 #if SERVES(7)
-KERNEL(srnas_fast_kernels) {
-    SHARED(real, room, ROOM);
+KERNEL(srnas_fast_kernels, FEWER) {
+    SHARED(real, room, kernels_room());
     SHARED(real, affine, 128);
     SHARED(real, coefficients, 192);
     kernel_products(call, room, affine, coefficients);
@@ -77,10 +78,14 @@ KERNEL(srnas_fast_kernels) {
 
 #if SERVES(8)
 // First the gradients of x's activations and of the scale, then those of kernels.
-KERNEL(srnas_fast_gather) {
+KERNEL(srnas_fast_gather, 1) {
     if (int(blockIdx.x) <= GROUPS) return finish_input(call, int(blockIdx.x));
     gather_kernels(call);
 }
+#endif
+
+#if SERVES(9)
+KERNEL(srnas_fast_merge, 1) { merge(call); }
 #endif
 
 }  // namespace srnas_fast_gpu

@@ -11,17 +11,15 @@ struct alignas(4 * sizeof(real)) Four {
 };
 __device__ inline Four four(const real* from) { return *reinterpret_cast<const Four*>(from); }
 
-__device__ constexpr int padded(int count) { return (count + 3) / 4 * 4; }
-
-// sums += w times the pixels of a plane that tap row after tap row meets: one column of a kernel.
-template <int SIZE, int DILATION, int STEP>
+// The pixels of a plane that a column of a kernel meets for COUNT pixels of a lane from the `first` on.
+template <int SIZE, int DILATION, int STEP, int COUNT = COLUMN>
 struct Taps {
-    static constexpr int HEIGHT = (COLUMN - 1) * STEP + (SIZE - 1) * DILATION + 1;
+    static constexpr int HEIGHT = (COUNT - 1) * STEP + (SIZE - 1) * DILATION + 1;
     real values[HEIGHT];
 
     template <int PITCH>
-    __device__ void load(const real* plane, int j) {
-        const real* const from = plane + lane_y() * STEP * PITCH + lane_x() * STEP + j * DILATION;
+    __device__ void load(const real* plane, int j, int first = 0) {
+        const real* const from = plane + (lane_y() + first) * STEP * PITCH + lane_x() * STEP + j * DILATION;
 #pragma unroll
         for (int r = 0; r < HEIGHT; ++r) values[r] = from[r * PITCH];
     }
@@ -44,28 +42,36 @@ __device__ void convolve(const real* plane, const real* kernel, real (&sums)[COL
     }
 }
 
+// Puts weight(o, r), of `rows` rows, times scale(o) into shared memory, (rows, CHUNK): a thread has one
+// output.
+template <class Weight, class Scale>
+__device__ void fill_weights(real* weights, int chunk, int outputs, int rows, const Weight& weight,
+                             const Scale& scale) {
+    constexpr int APART = THREADS / CHUNK;
+    const int mine = int(threadIdx.x) % CHUNK, o = chunk * CHUNK + mine;
+    const real factor = o < outputs ? scale(o) : real(0);
+    for (int row = int(threadIdx.x) / CHUNK; row < rows; row += APART)
+        weights[row * CHUNK + mine] = o < outputs ? factor * weight(o, row) : real(0);
+}
+
 // sums += scale(o) times a dense convolution of what `source` gives. weight(o, c, tap).
 template <int INPUTS, int OUTPUTS_, int SIZE, int DILATION, int STEP, class Source, class Weight, class Scale>
 __device__ void add_dense(const Tile& tile, Source source, int chunk, const Weight& weight,
                           const Scale& scale, int height, int width, real* room, Sums& sums) {
-    constexpr int AREA = SIZE * SIZE;
-    using Shape = Halo<STEP, DILATION*(SIZE / 2)>;
-    constexpr int FITS = ROOM / (AREA * CHUNK + Shape::PLANE);
-    constexpr int CHANNELS_AT_ONCE = smaller(INPUTS, smaller(8, FITS));
-    static_assert(FITS > 0, "a kernel that does not fit into shared memory is not served");
+    using Room = DenseRoom<INPUTS, SIZE, DILATION, STEP>;
+    using Shape = typename Room::Shape;
+    constexpr int AREA = SIZE * SIZE, REACH = DILATION * (SIZE / 2), CHANNELS_AT_ONCE = Room::AT_ONCE;
     real* const weights = room;
     real* const halo = weights + CHANNELS_AT_ONCE * AREA * CHUNK;
-    constexpr int REACH = DILATION * (SIZE / 2);
 #pragma unroll 1
     for (int first = 0; first < INPUTS; first += CHANNELS_AT_ONCE) {
         const int channels = min(CHANNELS_AT_ONCE, INPUTS - first);
         source.first = first;
-        fill<Shape>(halo, source, channels, tile.top * STEP - REACH, tile.left * STEP - REACH, height, width,
-                    source.by_channel());
-        for (int i = int(threadIdx.x); i < channels * AREA * CHUNK; i += THREADS) {
-            const int o = chunk * CHUNK + i % CHUNK, c = first + i / CHUNK / AREA, tap = i / CHUNK % AREA;
-            weights[i] = o < OUTPUTS_ ? scale(o) * weight(o, c, tap) : real(0);
-        }
+        fill<Shape, CHANNELS_AT_ONCE>(halo, source, channels, tile.top * STEP - REACH,
+                                      tile.left * STEP - REACH, height, width, source.by_channel());
+        fill_weights(
+            weights, chunk, OUTPUTS_, channels * AREA,
+            [&](int o, int row) { return weight(o, first + row / AREA, row % AREA); }, scale);
         __syncthreads();
 #pragma unroll 1
         for (int c = 0; c < channels; ++c) {
@@ -93,27 +99,25 @@ template <int S, class Source, class Scale>
 __device__ void add_separable(const Arguments& call, const Tile& tile, Source source, int chunk,
                               const Scale& scale, int height, int width, real* room, Sums& sums) {
     constexpr Stage s = STAGE[S];
-    constexpr int AREA = s.size * s.size;
-    using Shape = Halo<s.stride, s.reach()>;
-    constexpr int FITS = ROOM / (CHUNK + padded(AREA) + Shape::PLANE + PIXELS);
-    constexpr int CHANNELS_AT_ONCE = smaller(s.inputs, smaller(8, FITS));
-    static_assert(FITS > 0, "a kernel that does not fit into shared memory is not served");
+    using Room = SeparableRoom<S>;
+    using Shape = typename Room::Shape;
+    constexpr int AREA = Room::AREA, CHANNELS_AT_ONCE = Room::AT_ONCE;
     real* const weights = room;
     real* const kernels = weights + CHANNELS_AT_ONCE * CHUNK;
     real* const made = kernels + CHANNELS_AT_ONCE * padded(AREA);
+    real* const made_here = made + lane_index();
     real* const halo = made + CHANNELS_AT_ONCE * PIXELS;
 #pragma unroll 1
     for (int first = 0; first < s.inputs; first += CHANNELS_AT_ONCE) {
         const int channels = min(CHANNELS_AT_ONCE, s.inputs - first);
         source.first = first;
-        fill<Shape>(halo, source, channels, tile.top * s.stride - s.reach(), tile.left * s.stride - s.reach(),
-                    height, width, source.by_channel());
+        fill<Shape, CHANNELS_AT_ONCE>(halo, source, channels, tile.top * s.stride - s.reach(),
+                                      tile.left * s.stride - s.reach(), height, width, source.by_channel());
         for (int i = int(threadIdx.x); i < channels * AREA; i += THREADS)
             kernels[i] = parameter<s.depthwise>(call, first * AREA + i);
-        for (int i = int(threadIdx.x); i < channels * CHUNK; i += THREADS) {
-            const int o = chunk * CHUNK + i % CHUNK, c = first + i / CHUNK;
-            weights[i] = o < s.outputs ? scale(o) * parameter<s.conv>(call, o * s.inputs + c) : real(0);
-        }
+        fill_weights(
+            weights, chunk, s.outputs, channels,
+            [&](int o, int row) { return parameter<s.conv>(call, o * s.inputs + first + row); }, scale);
         __syncthreads();
 #pragma unroll 1
         for (int c = warp_index(); c < channels; c += WARPS) {
@@ -121,7 +125,7 @@ __device__ void add_separable(const Arguments& call, const Tile& tile, Source so
             convolve<s.size, s.dilation, s.stride, Shape::PITCH, false>(halo + c * Shape::PLANE,
                                                                         kernels + c * AREA, column);
 #pragma unroll
-            for (int q = 0; q < COLUMN; ++q) made[c * PIXELS + q * 32 + lane_index()] = column[q];
+            for (int q = 0; q < COLUMN; ++q) made_here[c * PIXELS + q * 32] = column[q];
         }
         __syncthreads();
 #pragma unroll 2
@@ -129,7 +133,7 @@ __device__ void add_separable(const Arguments& call, const Tile& tile, Source so
             const Four w = four(weights + c * CHUNK + CHANNELS_PER_WARP * warp_index());
 #pragma unroll
             for (int q = 0; q < COLUMN; ++q) {
-                const real value = made[c * PIXELS + q * 32 + lane_index()];
+                const real value = made_here[c * PIXELS + q * 32];
 #pragma unroll
                 for (int k = 0; k < CHANNELS_PER_WARP; ++k) sums[q][k] += w.at[k] * value;
             }
@@ -144,22 +148,20 @@ template <int S, class Source>
 __device__ void add_separable_transposed(const Arguments& call, const Tile& tile, Source source, int chunk,
                                          real* room, Sums& sums) {
     constexpr Stage s = STAGE[S];
-    constexpr int AREA = s.size * s.size;
-    using Shape = Halo<1, s.reach()>;
-    constexpr int SEEN = Shape::ROWS * Shape::ROWS, EACH = ceil_div(SEEN, THREADS);
-    constexpr int LEFT = ROOM - CHUNK * (padded(AREA) + Shape::PLANE);
-    static_assert(LEFT >= CHUNK + Shape::PLANE,
-                  "a kernel that does not fit into shared memory is not served");
-    constexpr int CHANNELS_AT_ONCE = smaller(s.outputs, smaller(8, LEFT / (CHUNK + Shape::PLANE)));
-    real* const weights = room;
-    real* const kernels = weights + CHANNELS_AT_ONCE * CHUNK;
-    real* const made = kernels + CHUNK * padded(AREA);
-    real* const halo = made + CHUNK * Shape::PLANE;
-    real results[EACH][CHUNK];
+    using Room = TransposedRoom<S>;
+    using Shape = typename Room::Shape;
+    using Flat = typename Room::Flat;
+    constexpr int AREA = Room::AREA, CHANNELS_AT_ONCE = Room::AT_ONCE, K = Room::K;
+    constexpr int SEEN = Flat::PLANE, EACH = ceil_div(SEEN, THREADS);
+    real* const kernels = room;
+    real* const weights = kernels + Room::KERNELS;
+    real* const halo = weights + CHANNELS_AT_ONCE * CHUNK;
+    real* const made = weights;
+    real results[CHUNK][EACH];
 #pragma unroll
-    for (int p = 0; p < EACH; ++p)
+    for (int c = 0; c < CHUNK; ++c)
 #pragma unroll
-        for (int c = 0; c < CHUNK; ++c) results[p][c] = 0;
+        for (int p = 0; p < EACH; ++p) results[c][p] = 0;
     for (int i = int(threadIdx.x); i < CHUNK * AREA; i += THREADS) {
         const int c = chunk * CHUNK + i / AREA;
         kernels[i] = c < s.inputs ? parameter<s.depthwise>(call, chunk * CHUNK * AREA + i) : real(0);
@@ -168,61 +170,66 @@ __device__ void add_separable_transposed(const Arguments& call, const Tile& tile
     for (int first = 0; first < s.outputs; first += CHANNELS_AT_ONCE) {
         const int channels = min(CHANNELS_AT_ONCE, s.outputs - first);
         source.first = first;
-        fill<Shape>(halo, source, channels, tile.top - s.reach(), tile.left - s.reach(), source.height(),
-                    source.width(), source.by_channel());
-        for (int i = int(threadIdx.x); i < channels * CHUNK; i += THREADS) {
-            const int c = chunk * CHUNK + i % CHUNK, o = first + i / CHUNK;
-            weights[i] = c < s.inputs ? parameter<s.conv>(call, o * s.inputs + c) : real(0);
-        }
+        fill<Flat, CHANNELS_AT_ONCE>(halo, source, channels, tile.top - s.reach(), tile.left - s.reach(),
+                                     source.height(), source.width(), source.by_channel());
+        fill_weights(
+            weights, chunk, s.inputs, channels,
+            [&](int c, int row) { return parameter<s.conv>(call, (first + row) * s.inputs + c); },
+            [](int) { return real(1); });
         __syncthreads();
+        const real* plane = halo + threadIdx.x;
+        const real* factors = weights;
 #pragma unroll 1
-        for (int o = 0; o < channels; ++o) {
+        for (int o = 0; o < channels; ++o, plane += SEEN, factors += CHUNK) {
+            real values[EACH];
 #pragma unroll
-            for (int p = 0; p < EACH; ++p) {
-                const int seen = int(threadIdx.x) + p * THREADS;
-                const int place = seen / Shape::ROWS * Shape::PITCH + seen % Shape::ROWS;
-                const real value = seen < SEEN ? halo[o * Shape::PLANE + place] : real(0);
+            for (int p = 0; p < EACH; ++p) values[p] = plane[p * THREADS];  // behind the last pixel anything
 #pragma unroll
-                for (int c = 0; c < CHUNK; c += 4) {
-                    const Four w = four(weights + o * CHUNK + c);
+            for (int c = 0; c < CHUNK; c += 4) {
+                const Four w = four(factors + c);
 #pragma unroll
-                    for (int k = 0; k < 4; ++k) results[p][c + k] += w.at[k] * value;
-                }
+                for (int k = 0; k < 4; ++k)
+#pragma unroll
+                    for (int p = 0; p < EACH; ++p) results[c + k][p] += w.at[k] * values[p];
             }
         }
         __syncthreads();
     }
+    // Of each warp's channels K at a time.
 #pragma unroll
-    for (int p = 0; p < EACH; ++p) {
-        const int seen = int(threadIdx.x) + p * THREADS;
-        const int place = seen / Shape::ROWS * Shape::PITCH + seen % Shape::ROWS;
-        if (seen < SEEN) {
+    for (int from = 0; from < CHANNELS_PER_WARP; from += K) {
 #pragma unroll
-            for (int c = 0; c < CHUNK; ++c) made[c * Shape::PLANE + place] = results[p][c];
+        for (int p = 0; p < EACH; ++p) {
+            const int seen = int(threadIdx.x) + p * THREADS;
+            if (seen >= SEEN) continue;
+            real* const to = made + Shape::place(seen / Shape::ROWS, seen % Shape::ROWS);
+#pragma unroll
+            for (int c = 0; c < WARPS * K; ++c)
+                to[c * Shape::PLANE] = results[c / K * CHANNELS_PER_WARP + from + c % K][p];
         }
-    }
-    __syncthreads();
+        __syncthreads();
 #pragma unroll
-    for (int k = 0; k < CHANNELS_PER_WARP; ++k) {
-        const int c = CHANNELS_PER_WARP * warp_index() + k;
-        real column[COLUMN] = {};
-        convolve<s.size, s.dilation, 1, Shape::PITCH, true>(made + c * Shape::PLANE, kernels + c * AREA,
-                                                            column);
+        for (int k = 0; k < K; ++k) {
+            real column[COLUMN] = {};
+            convolve<s.size, s.dilation, 1, Shape::PITCH, true>(
+                made + (warp_index() * K + k) * Shape::PLANE,
+                kernels + (CHANNELS_PER_WARP * warp_index() + from + k) * AREA, column);
 #pragma unroll
-        for (int q = 0; q < COLUMN; ++q) sums[q][k] += column[q];
+            for (int q = 0; q < COLUMN; ++q) sums[q][from + k] += column[q];
+        }
+        __syncthreads();
     }
-    __syncthreads();
 }
 
 // Planes of one channel of each warp, of those four that it has: those that pools work on.
 template <class Shape, class Load>
 __device__ void fill_own(real* planes, const Load& load, int chunk, int k, int channels, int top, int left,
-                         int height, int width) {
+                         int height, int width, real outside = 0) {
     const auto own = [&](int warp, int row, int column) {
         const int channel = chunk * CHUNK + warp * CHANNELS_PER_WARP + k;
         return channel < channels ? load(channel, row, column) : real(0);
     };
-    fill<Shape>(planes, own, WARPS, top, left, height, width, false);
+    fill<Shape, WARPS>(planes, own, WARPS, top, left, height, width, false, outside);
 }
 
 // The pixels of a window that lie in the image, of rows or of columns: [from, to) of the kernel's.
@@ -247,36 +254,47 @@ template <int S, class Source, class Scale>
 __device__ void add_pool(const Tile& tile, Source source, int chunk, const Scale& scale, int height,
                          int width, real* room, Sums& sums) {
     constexpr Stage s = STAGE[S];
+    constexpr bool largest = s.kind == Kind::max_pool;
     constexpr int reach = s.reach();
-    using Shape = Halo<s.stride, reach>;
+    using Shape = typename PoolRoom<S, false>::Shape;
     source.first = 0;
-#pragma unroll
+#pragma unroll 1
     for (int k = 0; k < CHANNELS_PER_WARP; ++k) {
         fill_own<Shape>(room, source, chunk, k, s.inputs, tile.top * s.stride - reach,
-                        tile.left * s.stride - reach, height, width);
+                        tile.left * s.stride - reach, height, width, largest ? -infinity() : real(0));
         __syncthreads();
-        const real* const plane = room + warp_index() * Shape::PLANE;
         const int channel = chunk * CHUNK + warp_index() * CHANNELS_PER_WARP + k;
         const real factor = channel < s.outputs ? scale(channel) : real(0);
+        real results[COLUMN];
 #pragma unroll
-        for (int q = 0; q < COLUMN; ++q) {
-            const int row = lane_y() + q, column = lane_x();
-            const Window down((tile.top + row) * s.stride, reach, height);
-            const Window across((tile.left + column) * s.stride, reach, width);
-            real result = s.kind == Kind::max_pool ? -infinity() : real(0);
-            for (int i = down.from; i < down.to; ++i) {
-                for (int j = across.from; j < across.to; ++j) {
-                    const real value = plane[(row * s.stride + i) * Shape::PITCH + column * s.stride + j];
-                    if constexpr (s.kind == Kind::max_pool) {
-                        if (value > result || value != value) result = value;
+        for (int q = 0; q < COLUMN; ++q) results[q] = largest ? -infinity() : real(0);
+#pragma unroll
+        for (int j = 0; j < s.size; ++j) {
+            Taps<s.size, 1, s.stride> taps;
+            taps.template load<Shape::PITCH>(room + warp_index() * Shape::PLANE, j);
+#pragma unroll
+            for (int q = 0; q < COLUMN; ++q) {
+#pragma unroll
+                for (int i = 0; i < s.size; ++i) {
+                    const real value = taps.at(q, i);
+                    if constexpr (largest) {
+                        if (value > results[q] || value != value) results[q] = value;
                     } else {
-                        result += value;
+                        results[q] += value;
                     }
                 }
             }
-            if constexpr (s.kind == Kind::average_pool) result *= averaged<S>(down.count(), across.count());
-            sums[q][k] += factor * result;
         }
+#pragma unroll
+        for (int q = 0; q < COLUMN; ++q) {
+            if constexpr (!largest) {
+                const Window down((tile.top + lane_y() + q) * s.stride, reach, height);
+                const Window across((tile.left + lane_x()) * s.stride, reach, width);
+                results[q] *= averaged<S>(down.count(), across.count());
+            }
+            results[q] *= factor;
+        }
+        add_to(sums, k, results);
         __syncthreads();
     }
 }

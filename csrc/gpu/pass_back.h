@@ -16,9 +16,10 @@ __device__ inline void give(const Arguments& call, int index, double value) {
 }
 
 // The sum of the tiles' shares, in every lane.
-__device__ inline double total_of(const Arguments& call, int channel, int which, int64_t tiles) {
+__device__ inline double total_of(const Arguments& call, int channel, int which, int64_t tiles,
+                                  int64_t shares) {
     double total = 0;
-    for (int64_t t = lane_index(); t < tiles; t += 32)
+    for (int64_t t = lane_index(); t < shares; t += 32)
         total += double(partial_sum(call, channel, which, t, tiles));
     return warp_sum_wide(total);
 }
@@ -49,33 +50,36 @@ __device__ double finish_channel(const Arguments& call, int channel, double weig
     }
     // The batch's mean takes the bias away again.
     give<s.bias>(call, channel, s.norm == Norm::batch ? 0.0 : a * total);
-    real* const three = call.coefficients + 3 * (s.sums + channel);
-    three[0] = real(a);
-    three[1] = real(b);
-    three[2] = real(c);
+    if constexpr (s.norm == Norm::batch) {
+        real* const three = call.coefficients + 3 * (s.sums + channel);
+        three[0] = real(a);
+        three[1] = real(b);
+        three[2] = real(c);
+    }
     return of_factor;
 }
 
 // Of the last stages (phase 0: the gradient is dy times the candidate's weight) or of the first of two (phase
-// 1).
+// 1); of all of them (phase 2).
 template <int S>
 __device__ void finish_stage(const Arguments& call) {
     constexpr Stage s = STAGE[S];
-    const bool last = call.phase == 0;
-    if (s.last != last || !call.alive(s.candidate)) return;
+    constexpr bool last = s.last;
+    if (call.phase == (last ? 1 : 0) || !call.alive(s.candidate)) return;
     SHARED(double, of_factor, larger(s.outputs, WARPS));
-    const int64_t tiles = call.images * call.tiles_of_an_image();
+    // Torch's own convolutions leave one share.
+    const int64_t tiles = call.tiles(), shares = s.outside ? 1 : tiles;
     const double weight = last ? double(call.weights[s.candidate]) : 1.0;
     double slopes = 0;  // in every lane
     for (int channel = warp_index(); channel < s.outputs; channel += WARPS) {
-        const double total = total_of(call, s.sums + channel, 0, tiles);
-        const double product = total_of(call, s.sums + channel, 1, tiles);
+        const double total = total_of(call, s.sums + channel, 0, tiles, shares);
+        const double product = total_of(call, s.sums + channel, 1, tiles, shares);
         if (lane_index() == 0) of_factor[channel] = finish_channel<S>(call, channel, weight, total, product);
         if constexpr (!s.last) {
             // Of the activation between the stages.
             constexpr Stage second = STAGE[s.other];
             if constexpr (second.activation == Activation::prelu) {
-                const double slope = total_of(call, s.sums + channel, 2, tiles);
+                const double slope = total_of(call, s.sums + channel, 2, tiles, shares);
                 if (second.slopes > 1) {
                     if (lane_index() == 0) give<second.slope_slot>(call, channel, slope);
                 } else {
@@ -105,11 +109,11 @@ __device__ void finish_stage(const Arguments& call) {
 
 // The gradients of the weights of candidates without stages.
 __device__ inline void finish_plain(const Arguments& call) {
-    if (call.phase != 0 || !call.dweights) return;
+    if (call.phase == 1 || !call.dweights) return;
     SHARED(double, products, CHANNELS);
-    const int64_t tiles = call.images * call.tiles_of_an_image();
+    const int64_t tiles = call.tiles();
     for (int channel = warp_index(); IDENTITIES && channel < CHANNELS; channel += WARPS) {
-        const double product = total_of(call, IDENTITY_SUMS + channel, 1, tiles);
+        const double product = total_of(call, IDENTITY_SUMS + channel, 1, tiles, tiles);
         if (lane_index() == 0) products[channel] = product;
     }
     __syncthreads();
@@ -141,8 +145,10 @@ __device__ void return_second(const Arguments& call, int64_t index, int64_t tile
     clear(sums);
     add_transposed<S>(call, tile, chunk, room, coefficients, sums);
     const Between<S> between(call, tile.image, affine);
-#pragma unroll
+#pragma unroll 1
     for (int k = 0; k < CHANNELS_PER_WARP; ++k) {
+        real returned[COLUMN];
+        take(sums, k, returned);
         const int channel = channel_of(chunk, k);
         const bool there = channel < f.outputs;
         real mean = 0, rstd = 1;
@@ -159,12 +165,12 @@ __device__ void return_second(const Arguments& call, int64_t index, int64_t tile
             const int place = row * int(call.out_width) + column;
             const real z = plane_of(call, call.made[s.other], f.outputs, tile.image, channel)[place];
             const real normed = between.normed(channel, row, column);
-            const real g = sums[q][k] * activation_slope<S>(normed, slope);
+            const real g = returned[q] * activation_slope<S>(normed, slope);
             plane_of(call, call.returned[s.other], f.outputs, tile.image, channel)[place] = g;
             total += g;
             product += g * (z - mean);
             if constexpr (s.activation == Activation::prelu)
-                slopes += normed > 0 ? real(0) : sums[q][k] * normed;
+                slopes += normed > 0 ? real(0) : returned[q] * normed;
         }
         total = warp_sum(total);
         product = warp_sum(product) * rstd;

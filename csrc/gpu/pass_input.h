@@ -12,7 +12,7 @@ __device__ void add_group(const Arguments& call, const Tile& tile, int chunk, re
                           Sums& sums) {
     if constexpr (S < STAGES) {
         constexpr Stage s = STAGE[S];
-        if constexpr (s.first && s.group == GROUP) {
+        if constexpr (s.first && s.group == GROUP && !s.outside) {
             if (call.alive(s.candidate)) add_transposed<S>(call, tile, chunk, room, coefficients, sums);
         }
         add_group<GROUP, S + 1>(call, tile, chunk, room, coefficients, sums);
@@ -39,41 +39,52 @@ __device__ constexpr int slope_sums() {
     return GROUP_SUMS + GROUP * CHANNELS;
 }
 
+// The gradient of x from one group, S its first stage, through its activation.
+template <int GROUP, int S>
+__device__ __forceinline__ void add_activated(const Arguments& call, const Tile& tile, int64_t index,
+                                              int64_t tiles, int chunk, real* room, real* coefficients,
+                                              Sums& all) {
+    constexpr Stage s = STAGE[S];
+    Sums sums;
+    clear(sums);
+    add_group<GROUP, 0>(call, tile, chunk, room, coefficients, sums);
+    add_outside(call, tile, chunk, GROUP, CHANNELS, sums);
+    const Outer x(call.x, tile.image);
+#pragma unroll
+    for (int k = 0; k < CHANNELS_PER_WARP; ++k) {
+        const int channel = channel_of(chunk, k);
+        const bool there = channel < CHANNELS;
+        const real slope = there ? slope_of<S>(call, channel) : real(0);
+        real slopes = 0;
+#pragma unroll
+        for (int q = 0; q < COLUMN; ++q) {
+            if (!there || !inside(tile, q)) continue;
+            if constexpr (s.activation == Activation::none) {
+                all[q][k] += sums[q][k];
+            } else {
+                const real value = x.at(channel, tile.top + lane_y() + q, tile.left + lane_x());
+                all[q][k] += sums[q][k] * activation_slope<S>(value, slope);
+                if constexpr (s.activation == Activation::prelu)
+                    slopes += value > 0 ? real(0) : sums[q][k] * value;
+            }
+        }
+        if constexpr (s.activation == Activation::prelu) {
+            slopes = warp_sum(slopes);
+            if (lane_index() == 0 && there)
+                partial_sum(call, slope_sums<GROUP>() + channel, 0, index, tiles) = slopes;
+        }
+    }
+}
+
+// Of all groups with anything alive: where all is dead, a slope of NaN counts no more than other parameters.
 template <int GROUP>
 __device__ void add_groups(const Arguments& call, const Tile& tile, int64_t index, int64_t tiles, int chunk,
                            real* room, real* coefficients, Sums& all) {
     if constexpr (GROUP < GROUPS) {
         constexpr int S = first_of_group<GROUP>();
         if constexpr (S >= 0) {
-            constexpr Stage s = STAGE[S];
-            Sums sums;
-            clear(sums);
-            add_group<GROUP, 0>(call, tile, chunk, room, coefficients, sums);
-            const Outer x(call.x, tile.image);
-#pragma unroll
-            for (int k = 0; k < CHANNELS_PER_WARP; ++k) {
-                const int channel = channel_of(chunk, k);
-                const bool there = channel < CHANNELS;
-                const real slope = there ? slope_of<S>(call, channel) : real(0);
-                real slopes = 0;
-#pragma unroll
-                for (int q = 0; q < COLUMN; ++q) {
-                    if (!there || !inside(tile, q)) continue;
-                    if constexpr (s.activation == Activation::none) {
-                        all[q][k] += sums[q][k];
-                    } else {
-                        const real value = x.at(channel, tile.top + lane_y() + q, tile.left + lane_x());
-                        all[q][k] += sums[q][k] * activation_slope<S>(value, slope);
-                        if constexpr (s.activation == Activation::prelu)
-                            slopes += value > 0 ? real(0) : sums[q][k] * value;
-                    }
-                }
-                if constexpr (s.activation == Activation::prelu) {
-                    slopes = warp_sum(slopes);
-                    if (lane_index() == 0 && there)
-                        partial_sum(call, slope_sums<GROUP>() + channel, 0, index, tiles) = slopes;
-                }
-            }
+            if (call.live & GROUP_CANDIDATES[GROUP])
+                add_activated<GROUP, S>(call, tile, index, tiles, chunk, room, coefficients, all);
         }
         add_groups<GROUP + 1>(call, tile, index, tiles, chunk, room, coefficients, all);
     }
@@ -153,7 +164,7 @@ __device__ void finish_slopes(const Arguments& call, int64_t tiles) {
             SHARED(double, shares, CHANNELS);
             if (!(call.live & GROUP_CANDIDATES[GROUP])) return;
             for (int channel = warp_index(); channel < CHANNELS; channel += WARPS) {
-                const double total = total_of(call, slope_sums<GROUP>() + channel, 0, tiles);
+                const double total = total_of(call, slope_sums<GROUP>() + channel, 0, tiles, tiles);
                 if (lane_index() == 0) shares[channel] = total;
             }
             __syncthreads();
@@ -183,7 +194,7 @@ __device__ inline void finish_input(const Arguments& call, int block) {
     if (PARTIAL == 1 || !call.dscale || warp_index() != 0) return;
     double sum = 0;
     for (int i = 0; i < (PARTIAL - 1) * chunks_of(OUTPUTS) * WARPS; ++i)
-        sum += total_of(call, PASSING_SUMS + i, 0, tiles);
+        sum += total_of(call, PASSING_SUMS + i, 0, tiles, tiles);
     if (lane_index() == 0) *call.dscale = real(sum);
 }
 

@@ -7,7 +7,8 @@
 
 namespace srnas_fast_gpu {
 
-constexpr int HELD = 112;  // sums that a lane has registers for
+// Sums that a lane has registers for, of a dense kernel and of depthwise ones.
+constexpr int HELD = 80, HELD_DEPTHWISE = 64;
 
 // A dense kernel is wanted of a chunk of outputs, and of as many inputs as a lane can hold, or of one and
 // some of the kernel's columns.
@@ -22,18 +23,75 @@ constexpr int dense_inputs(const Stage& s) {
 constexpr int pointwise_inputs(const Stage& s) { return ceil_div(s.inputs, ceil_div(s.inputs, 16)); }
 // A depthwise one of these inputs for each warp.
 constexpr int depthwise_inputs(const Stage& s) {
-    return smaller(ceil_div(s.inputs, WARPS), larger(1, smaller(4, HELD / (s.size * s.size))));
+    return smaller(ceil_div(s.inputs, WARPS), larger(1, smaller(4, HELD_DEPTHWISE / (s.size * s.size))));
 }
 
 // Jobs of a stage: for its convolution or its pointwise one, then for its depthwise one.
 constexpr int conv_jobs(const Stage& s) {
-    if (s.pools()) return 0;
+    if (s.pools() || s.outside) return 0;
     if (s.kind == Kind::separable) return chunks_of(s.outputs) * ceil_div(s.inputs, pointwise_inputs(s));
     return chunks_of(s.outputs) * dense_parts(s) * ceil_div(s.inputs, dense_inputs(s));
 }
 constexpr int depthwise_jobs(const Stage& s) {
     return s.kind == Kind::separable ? ceil_div(s.inputs, WARPS * depthwise_inputs(s)) : 0;
 }
+// What they stage: of a dense one planes.
+constexpr int KERNELS_AIM = aim_for(FEWER);
+template <int S>
+struct DenseProductsRoom {
+    static constexpr Stage s = STAGE[S];
+    using Shape = Halo<s.stride, s.reach()>;
+    static constexpr int NUMBERS = dense_inputs(s) * Shape::PLANE;
+    static_assert(NUMBERS <= MOST, "a kernel that does not fit into shared memory is not served");
+};
+// Of a pointwise one what the depthwise kernels make of the tile, these kernels, planes.
+template <int S>
+struct PointwiseProductsRoom {
+    static constexpr Stage s = STAGE[S];
+    using Shape = Halo<s.stride, s.reach()>;
+    static constexpr int INPUTS = pointwise_inputs(s), MADE = INPUTS * PIXELS;
+    static constexpr int KERNELS = INPUTS * s.size * s.size;
+    static constexpr int AT_ONCE = at_once(INPUTS, Shape::PLANE, KERNELS_AIM - MADE - KERNELS);
+    static constexpr int NUMBERS = MADE + KERNELS + AT_ONCE * Shape::PLANE;
+    static_assert(NUMBERS <= MOST, "a kernel that does not fit into shared memory is not served");
+};
+// Of a depthwise one the pointwise weights; dz and then, in its place, planes, so many of each warp.
+struct Lanes {  // a tile as the lanes of a warp have it; the planes apart so that channels lie in different
+                // banks
+    static constexpr int ROWS = SIDE, PLANE = PIXELS + 1;
+
+    __device__ static int place(int row, int column) { return row % 8 * 32 + row / 8 * SIDE + column; }
+};
+template <int S>
+struct DepthwiseProductsRoom {
+    static constexpr Stage s = STAGE[S];
+    using Shape = Halo<s.stride, s.reach()>;
+    static constexpr int WEIGHTS = s.outputs * CHUNK, LEFT = KERNELS_AIM - WEIGHTS;
+    static constexpr int OUTPUTS_AT_ONCE = larger(1, smaller(s.outputs, LEFT / Lanes::PLANE));
+    static constexpr int PLANES_AT_ONCE =
+        larger(1, smaller(depthwise_inputs(s), LEFT / (WARPS * Shape::PLANE)));
+    static constexpr int NUMBERS =
+        WEIGHTS + larger(OUTPUTS_AT_ONCE * Lanes::PLANE, PLANES_AT_ONCE * WARPS * Shape::PLANE);
+    static_assert(NUMBERS <= MOST, "a kernel that does not fit into shared memory is not served");
+};
+constexpr int TOTALS = WARPS * 32 * 33;  // in the end, for give_totals()
+template <int S = 0>
+constexpr int kernels_room() {
+    if constexpr (S >= STAGES) {
+        return TOTALS;
+    } else {
+        constexpr Stage s = STAGE[S];
+        constexpr int others = kernels_room<S + 1>();
+        if constexpr (s.pools() || s.outside)
+            return others;
+        else if constexpr (s.kind == Kind::dense)
+            return larger(others, DenseProductsRoom<S>::NUMBERS);
+        else
+            return larger(others,
+                          larger(PointwiseProductsRoom<S>::NUMBERS, DepthwiseProductsRoom<S>::NUMBERS));
+    }
+}
+
 template <int S = 0>
 constexpr int kernel_jobs() {
     if constexpr (S < STAGES) {
@@ -45,35 +103,25 @@ constexpr int kernel_jobs() {
 }
 constexpr int KERNEL_JOBS = kernel_jobs();
 
-// The sum over a warp of each of 32 values or fewer, a power of two: of the lane-th, in every lane.
-template <int COUNT>
-__device__ inline real totals(const real (&values)[COUNT]) {
-    if constexpr (COUNT == 1) {
-        return values[0];
-    } else {
-        constexpr int HALF = COUNT / 2;
-        const bool upper = lane_index() & HALF;
-        real half[HALF];
-#pragma unroll
-        for (int i = 0; i < HALF; ++i) {
-            const real others = upper ? values[i] : values[i + HALF];
-            half[i] = (upper ? values[i + HALF] : values[i]) + __shfl_xor_sync(0xffffffffu, others, HALF);
-        }
-        return totals(half);
-    }
-}
-
-// Calls write(i, total) for each of a warp's sums, in one of its lanes.
+// Calls write(i, total) for each of a warp's sums, in one of its lanes. By way of shared memory: shuffles
+// would be three times the code.
 template <int COUNT, class Write>
-__device__ void give_totals(const real (&sums)[COUNT], const Write& write) {
+__device__ void give_totals(const real (&sums)[COUNT], real* room, const Write& write) {
+    real* const mine = room + warp_index() * 32 * 33 + lane_index();  // of this lane, its sums 33 apart
+    const real* const row = mine + lane_index() * 32;                 // of all lanes, its sum
+    __syncthreads();
 #pragma unroll
     for (int first = 0; first < COUNT; first += 32) {
-        real values[32];
 #pragma unroll
-        for (int i = 0; i < 32; ++i)
-            values[i] = first + i < COUNT ? sums[smaller(first + i, COUNT - 1)] : real(0);
-        const real total = totals(values);
-        if (first + lane_index() < COUNT) write(first + lane_index(), total);
+        for (int i = 0; i < smaller(32, COUNT - first); ++i) mine[i * 33] = sums[first + i];
+        __syncwarp();
+        if (first + lane_index() < COUNT) {
+            real total = 0;
+#pragma unroll 8
+            for (int i = 0; i < 32; ++i) total += row[i];
+            write(first + lane_index(), total);
+        }
+        __syncwarp();
     }
 }
 
@@ -101,25 +149,30 @@ __device__ inline void turn_to(Returned<S>& source, int image) {
 }
 
 // Fills planes with what stage S reads around a tile of its outputs.
-template <int S, class Source>
+template <int S, int PLANES, class Source>
 __device__ inline void fill_around(const Arguments& call, const Tile& tile, const Source& source,
                                    int channels, real* halo) {
     constexpr Stage s = STAGE[S];
-    fill<Halo<s.stride, s.reach()>>(halo, source, channels, tile.top * s.stride - s.reach(),
-                                    tile.left * s.stride - s.reach(),
-                                    int(s.first ? call.height : call.out_height),
-                                    int(s.first ? call.width : call.out_width), source.by_channel());
+    fill<Halo<s.stride, s.reach()>, PLANES>(halo, source, channels, tile.top * s.stride - s.reach(),
+                                            tile.left * s.stride - s.reach(),
+                                            int(s.first ? call.height : call.out_height),
+                                            int(s.first ? call.width : call.out_width), source.by_channel());
 }
 
+// What a lane holds of dz: half of its pixels at a time.
+constexpr int HALF = COLUMN / 2;
+using Pixels = real[HALF][CHANNELS_PER_WARP];
+
 template <int S>
-__device__ inline void load(const Returned<S>& returned, const Tile& tile, int chunk, Sums& dz) {
+__device__ inline void load(const Returned<S>& returned, const Tile& tile, int chunk, int first, Pixels& dz) {
 #pragma unroll
     for (int k = 0; k < CHANNELS_PER_WARP; ++k) {
         const int channel = channel_of(chunk, k);
 #pragma unroll
-        for (int q = 0; q < COLUMN; ++q) {
-            const bool there = channel < STAGE[S].outputs && inside(tile, q);
-            dz[q][k] = there ? returned.at(channel, tile.top + lane_y() + q, tile.left + lane_x()) : real(0);
+        for (int q = 0; q < HALF; ++q) {
+            const bool there = channel < STAGE[S].outputs && inside(tile, first + q);
+            dz[q][k] =
+                there ? returned.at(channel, tile.top + lane_y() + first + q, tile.left + lane_x()) : real(0);
         }
     }
 }
@@ -132,14 +185,12 @@ template <int S>
 __device__ __forceinline__ void dense_products(const Arguments& call, int job, int64_t share, real* room,
                                                real* affine, real* coefficients) {
     constexpr Stage s = STAGE[S];
-    using Shape = Halo<s.stride, s.reach()>;
+    using Shape = typename DenseProductsRoom<S>::Shape;
     constexpr int CHUNKS_ = chunks_of(s.outputs), PARTS = dense_parts(s), INPUTS = dense_inputs(s);
     constexpr int WIDTH = ceil_div(s.size, PARTS);  // columns of a kernel
-    static_assert(INPUTS * Shape::PLANE <= ROOM,
-                  "a kernel that does not fit into shared memory is not served");
     const int chunk = job % CHUNKS_, left = job / CHUNKS_ % PARTS * WIDTH,
               first = job / CHUNKS_ / PARTS * INPUTS;
-    const int channels = min(INPUTS, s.inputs - first);
+    const int channels = s.inputs % INPUTS == 0 ? INPUTS : min(INPUTS, s.inputs - first);
     auto source = source_of<S>(call, affine);
     Returned<S> returned(call, 0, coefficients);
     source.first = first;
@@ -150,24 +201,25 @@ __device__ __forceinline__ void dense_products(const Arguments& call, int job, i
         const Tile tile = Tile::make(t, call.out_height, call.out_width);
         turn_to(source, tile.image);
         turn_to(returned, tile.image);
-        fill_around<S>(call, tile, source, channels, room);
-        Sums dz;
-        load(returned, tile, chunk, dz);
+        fill_around<S, INPUTS>(call, tile, source, channels, room);
         __syncthreads();
-        if (channel_of(chunk, 0) < s.outputs) {
+#pragma unroll 1
+        for (int half = 0; half < (channel_of(chunk, 0) < s.outputs ? COLUMN : 0); half += HALF) {
+            Pixels dz;
+            load(returned, tile, chunk, half, dz);
 #pragma unroll
             for (int c = 0; c < INPUTS; ++c) {
                 if (c >= channels) continue;
 #pragma unroll
                 for (int j = 0; j < WIDTH; ++j) {
-                    if (left + j >= s.size) continue;
-                    Taps<s.size, s.dilation, s.stride> taps;
-                    taps.template load<Shape::PITCH>(room + c * Shape::PLANE, left + j);
+                    if (WIDTH * PARTS != s.size && left + j >= s.size) continue;
+                    Taps<s.size, s.dilation, s.stride, HALF> taps;
+                    taps.template load<Shape::PITCH>(room + c * Shape::PLANE, left + j, half);
 #pragma unroll
                     for (int i = 0; i < s.size; ++i) {
                         real* const mine = sums + ((c * WIDTH + j) * s.size + i) * CHANNELS_PER_WARP;
 #pragma unroll
-                        for (int q = 0; q < COLUMN; ++q)
+                        for (int q = 0; q < HALF; ++q)
 #pragma unroll
                             for (int k = 0; k < CHANNELS_PER_WARP; ++k) mine[k] += dz[q][k] * taps.at(q, i);
                     }
@@ -177,7 +229,7 @@ __device__ __forceinline__ void dense_products(const Arguments& call, int job, i
         __syncthreads();
     }
     real* const to = products_of(call, share) + s.conv_products;
-    give_totals(sums, [&](int index, real total) {
+    give_totals(sums, room, [&](int index, real total) {
         const int o = channel_of(chunk, index % CHANNELS_PER_WARP), i = index / CHANNELS_PER_WARP % s.size;
         const int j = left + index / CHANNELS_PER_WARP / s.size % WIDTH;
         const int c = index / CHANNELS_PER_WARP / s.size / WIDTH;
@@ -191,14 +243,15 @@ __device__ __forceinline__ void pointwise_products(const Arguments& call, int jo
                                                    real* affine, real* coefficients) {
     constexpr Stage s = STAGE[S];
     constexpr int AREA = s.size * s.size, CHUNKS_ = chunks_of(s.outputs), INPUTS = pointwise_inputs(s);
-    using Shape = Halo<s.stride, s.reach()>;
-    constexpr int FITS = (ROOM - INPUTS * (PIXELS + AREA)) / Shape::PLANE;
-    static_assert(FITS > 0, "a kernel that does not fit into shared memory is not served");
-    constexpr int CHANNELS_AT_ONCE = smaller(INPUTS, FITS < WARPS ? FITS : smaller(2, FITS / WARPS) * WARPS);
+    using Room = PointwiseProductsRoom<S>;
+    using Shape = typename Room::Shape;
+    constexpr int CHANNELS_AT_ONCE = Room::AT_ONCE;
     real* const made = room;  // by the depthwise convolution
+    real* const made_here = made + lane_index();
     real* const kernels = made + INPUTS * PIXELS;
     real* const halo = kernels + INPUTS * AREA;
-    const int chunk = job % CHUNKS_, first = job / CHUNKS_ * INPUTS, channels = min(INPUTS, s.inputs - first);
+    const int chunk = job % CHUNKS_, first = job / CHUNKS_ * INPUTS;
+    const int channels = s.inputs % INPUTS == 0 ? INPUTS : min(INPUTS, s.inputs - first);
     for (int i = int(threadIdx.x); i < channels * AREA; i += THREADS)
         kernels[i] = parameter<s.depthwise>(call, first * AREA + i);
     auto source = source_of<S>(call, affine);
@@ -214,7 +267,7 @@ __device__ __forceinline__ void pointwise_products(const Arguments& call, int jo
         for (int from = 0; from < channels; from += CHANNELS_AT_ONCE) {
             const int now = min(CHANNELS_AT_ONCE, channels - from);
             source.first = first + from;
-            fill_around<S>(call, tile, source, now, halo);
+            fill_around<S, CHANNELS_AT_ONCE>(call, tile, source, now, halo);
             __syncthreads();  // before `made` is written, too: the last tile's is no longer read
 #pragma unroll 1
             for (int c = warp_index(); c < now; c += WARPS) {
@@ -222,28 +275,30 @@ __device__ __forceinline__ void pointwise_products(const Arguments& call, int jo
                 convolve<s.size, s.dilation, s.stride, Shape::PITCH, false>(
                     halo + c * Shape::PLANE, kernels + (from + c) * AREA, column);
 #pragma unroll
-                for (int q = 0; q < COLUMN; ++q)
-                    made[(from + c) * PIXELS + q * 32 + lane_index()] = column[q];
+                for (int q = 0; q < COLUMN; ++q) made_here[(from + c) * PIXELS + q * 32] = column[q];
             }
             __syncthreads();
         }
-        if (channel_of(chunk, 0) >= s.outputs) continue;
-        Sums dz;
-        load(returned, tile, chunk, dz);
+#pragma unroll 1
+        for (int half = 0; half < (channel_of(chunk, 0) < s.outputs ? COLUMN : 0); half += HALF) {
+            Pixels dz;
+            load(returned, tile, chunk, half, dz);
+            const real* const values = made_here + half * 32;
 #pragma unroll
-        for (int c = 0; c < INPUTS; ++c) {
-            if (c >= channels) continue;
+            for (int c = 0; c < INPUTS; ++c) {
+                if (c >= channels) continue;
 #pragma unroll
-            for (int q = 0; q < COLUMN; ++q) {
-                const real value = made[c * PIXELS + q * 32 + lane_index()];
+                for (int q = 0; q < HALF; ++q) {
+                    const real value = values[c * PIXELS + q * 32];
 #pragma unroll
-                for (int k = 0; k < CHANNELS_PER_WARP; ++k)
-                    sums[c * CHANNELS_PER_WARP + k] += dz[q][k] * value;
+                    for (int k = 0; k < CHANNELS_PER_WARP; ++k)
+                        sums[c * CHANNELS_PER_WARP + k] += dz[q][k] * value;
+                }
             }
         }
     }
     real* const to = products_of(call, share) + s.conv_products;
-    give_totals(sums, [&](int index, real total) {
+    give_totals(sums, room, [&](int index, real total) {
         const int o = channel_of(chunk, index % CHANNELS_PER_WARP), c = index / CHANNELS_PER_WARP;
         if (o < s.outputs && c < channels) to[o * s.inputs + first + c] = total;
     });
@@ -254,16 +309,11 @@ __device__ __forceinline__ void depthwise_products(const Arguments& call, int jo
                                                    real* affine, real* coefficients) {
     constexpr Stage s = STAGE[S];
     constexpr int AREA = s.size * s.size, INPUTS = depthwise_inputs(s);
-    constexpr int APART =
-        PIXELS + 1;  // planes of dz, which neighbouring threads write where it is channels_last
-    using Shape = Halo<s.stride, s.reach()>;
-    constexpr int LEFT = ROOM - s.outputs * CHUNK;
-    static_assert(LEFT >= APART && LEFT >= WARPS * Shape::PLANE,
-                  "a kernel that does not fit into shared memory is not served");
-    constexpr int OUTPUTS_AT_ONCE = smaller(s.outputs, LEFT / APART);
-    constexpr int PLANES_AT_ONCE = smaller(INPUTS, LEFT / (WARPS * Shape::PLANE));  // of each warp
-    real* const weights = room;                                                     // (O, WARPS, 4)
-    real* const halo = weights + s.outputs * CHUNK;
+    using Room = DepthwiseProductsRoom<S>;
+    using Shape = typename Room::Shape;
+    constexpr int OUTPUTS_AT_ONCE = Room::OUTPUTS_AT_ONCE, PLANES_AT_ONCE = Room::PLANES_AT_ONCE;
+    real* const weights = room;  // (O, WARPS, 4)
+    real* const halo = weights + Room::WEIGHTS;
     real* const seen = halo;                 // dz, before the halo is there
     const int first = job * WARPS * INPUTS;  // a warp's i-th channel: first + i * WARPS + warp
     for (int i = int(threadIdx.x); i < s.outputs * CHUNK; i += THREADS) {
@@ -272,7 +322,9 @@ __device__ __forceinline__ void depthwise_products(const Arguments& call, int jo
     }
     auto source = source_of<S>(call, affine);
     Returned<S> returned(call, 0, coefficients);
-    const bool by_channel = returned.by_channel();
+    const auto seen_at = [&](int o, int row, int column) {
+        return returned.at(returned.first + o, row, column);
+    };
     real sums[INPUTS * AREA] = {};
     const int64_t tiles = call.images * call.tiles_of_an_image();
 #pragma unroll 1
@@ -284,20 +336,17 @@ __device__ __forceinline__ void depthwise_products(const Arguments& call, int jo
 #pragma unroll 1
         for (int from = 0; from < s.outputs; from += OUTPUTS_AT_ONCE) {
             const int now = min(OUTPUTS_AT_ONCE, s.outputs - from);
-            for (int i = int(threadIdx.x); i < now * PIXELS; i += THREADS) {
-                const int o = by_channel ? i % now : i / PIXELS, p = by_channel ? i / now : i % PIXELS;
-                const int row = p / SIDE, column = p % SIDE;
-                const bool there = row < tile.rows() && column < tile.columns();
-                seen[o * APART + row % COLUMN * 32 + row / COLUMN * SIDE + column] =
-                    there ? returned.at(from + o, tile.top + row, tile.left + column) : real(0);
-            }
+            returned.first = from;
+            fill<Lanes, OUTPUTS_AT_ONCE>(seen, seen_at, now, tile.top, tile.left, tile.height, tile.width,
+                                         returned.by_channel());
             __syncthreads();
 #pragma unroll 2
             for (int o = 0; o < now; ++o) {
                 const Four w = four(weights + ((from + o) * WARPS + warp_index()) * 4);
+                const real* const values = seen + o * Lanes::PLANE + lane_index();
 #pragma unroll
                 for (int q = 0; q < COLUMN; ++q) {
-                    const real value = seen[o * APART + q * 32 + lane_index()];
+                    const real value = values[q * 32];
 #pragma unroll
                     for (int i = 0; i < INPUTS; ++i) back[i][q] += w.at[i] * value;
                 }
@@ -309,11 +358,11 @@ __device__ __forceinline__ void depthwise_products(const Arguments& call, int jo
             if (c % PLANES_AT_ONCE == 0) {
                 if (c > 0) __syncthreads();
                 source.first = first + c * WARPS;
-                fill_around<S>(call, tile, source, min(PLANES_AT_ONCE * WARPS, s.inputs - source.first),
-                               halo);
+                fill_around<S, PLANES_AT_ONCE * WARPS>(
+                    call, tile, source, min(PLANES_AT_ONCE * WARPS, s.inputs - source.first), halo);
                 __syncthreads();
             }
-            if (first + c * WARPS + warp_index() >= s.inputs) continue;
+            if (s.inputs % (INPUTS * WARPS) != 0 && first + c * WARPS + warp_index() >= s.inputs) continue;
 #pragma unroll
             for (int j = 0; j < s.size; ++j) {
                 Taps<s.size, s.dilation, s.stride> taps;
@@ -329,7 +378,7 @@ __device__ __forceinline__ void depthwise_products(const Arguments& call, int jo
         __syncthreads();
     }
     real* const to = products_of(call, share) + s.depthwise_products;
-    give_totals(sums, [&](int index, real total) {
+    give_totals(sums, room, [&](int index, real total) {
         const int c = first + index / AREA * WARPS + warp_index();
         if (c < s.inputs) to[c * AREA + index % AREA] = total;
     });
@@ -348,7 +397,7 @@ __device__ __forceinline__ void one_products(const Arguments& call, int job, int
         constexpr Stage s = STAGE[S];
         constexpr int BEFORE = conv_jobs(s), ALL = BEFORE + depthwise_jobs(s);
         if (job >= ALL) return one_products<S + 1>(call, job - ALL, share, room, affine, coefficients);
-        if constexpr (!s.pools()) {
+        if constexpr (!s.pools() && !s.outside) {
             if (!call.alive(s.candidate)) return;
             if constexpr (s.kind == Kind::dense) {
                 if (wanted<s.conv>(call)) dense_products<S>(call, job, share, room, affine, coefficients);
@@ -384,7 +433,7 @@ template <int S = 0>
 __device__ void gather_kernel(const Arguments& call, int element) {
     if constexpr (S < STAGES) {
         constexpr Stage s = STAGE[S];
-        if constexpr (!s.pools()) {
+        if constexpr (!s.pools() && !s.outside) {
             constexpr int AREA = s.size * s.size;
             if (call.alive(s.candidate)) {
                 gather<s.conv>(call, s.conv_products,

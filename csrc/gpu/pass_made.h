@@ -4,14 +4,9 @@
 #pragma once
 
 #include "maps.h"
+#include "pass_merge.h"
 
 namespace srnas_fast_gpu {
-
-// Where a tile's share of a sum goes: three sums for each channel.
-__device__ inline real& partial_sum(const Arguments& call, int channel, int which, int64_t tile,
-                                    int64_t tiles) {
-    return call.sums_at[(int64_t(channel) * 3 + which) * tiles + tile];
-}
 
 // The channel that a warp has as its k-th.
 __device__ inline int channel_of(int chunk, int k) {
@@ -47,8 +42,10 @@ __device__ void give_products(const Arguments& call, const Tile& tile, int64_t i
                               int chunk, int before, int channels, const Mean& mean, const Deviation& rstd,
                               const Sums& sums) {
     const Outer dy = spread(Outer(call.dy, tile.image));
-#pragma unroll
+#pragma unroll 1
     for (int k = 0; k < CHANNELS_PER_WARP; ++k) {
+        real values[COLUMN];
+        take(sums, k, values);
         const int channel = channel_of(chunk, k);
         const bool there = channel < channels;
         const real middle = there ? mean(channel) : real(0), factor = there ? rstd(channel) : real(0);
@@ -58,7 +55,7 @@ __device__ void give_products(const Arguments& call, const Tile& tile, int64_t i
             if (there && inside(tile, q)) {
                 const real value = dy.at(channel, tile.top + lane_y() + q, tile.left + lane_x());
                 total += value;
-                product += value * (sums[q][k] - middle);
+                product += value * (values[q] - middle);
             }
         }
         total = warp_sum(total);
@@ -146,7 +143,8 @@ enum class Stages { first, second, all };
 template <Stages WHICH, int S = 0, class Body>
 __device__ void with_stage(int job, const Body& body) {
     if constexpr (S < STAGES) {
-        if constexpr (WHICH == Stages::all || STAGE[S].first == (WHICH == Stages::first)) {
+        if constexpr (WHICH == Stages::all ||
+                      (!STAGE[S].outside && STAGE[S].first == (WHICH == Stages::first))) {
             if (job == 0) return body(Number<S>{});
             --job;
         }
@@ -155,9 +153,12 @@ __device__ void with_stage(int job, const Body& body) {
 }
 
 // blockIdx.x counts the tiles, and for each its jobs: a chunk of a stage's outputs, last the identities.
+// Behind them going back, the rows of kernels that torch's own convolutions ran with.
 __device__ inline void make_first(const Arguments& call, real* room) {
     const int jobs = (FIRST_STAGES + (IDENTITIES ? 1 : 0)) * CHUNKS;
-    const int64_t tile = blockIdx.x / jobs, tiles = gridDim.x / jobs;
+    const int64_t tiles = call.tiles();
+    if (blockIdx.x >= tiles * jobs) return return_merged(call, int(blockIdx.x - tiles * jobs));
+    const int64_t tile = blockIdx.x / jobs;
     const int job = int(blockIdx.x % jobs), chunk = job % CHUNKS;
     if (job / CHUNKS == FIRST_STAGES) return give_identity(call, tile, tiles, chunk);
     with_stage<Stages::first>(job / CHUNKS,

@@ -26,7 +26,7 @@ __device__ void finish_statistics(const Arguments& call) {
         share[0] = real(s.momentum >= 0 ? s.momentum : seen > 0 ? 1 / seen : 0);
     }
     __syncthreads();
-    const int64_t per_image = call.tiles_of_an_image(), tiles = call.images * per_image;
+    const int64_t per_image = call.tiles_of_an_image(), tiles = call.tiles();
     const double pixels = double(call.pixels());
     for (int channel = warp_index(); channel < s.outputs; channel += WARPS) {
         const real bias = parameter<s.bias>(call, channel);
@@ -64,11 +64,11 @@ __device__ void finish_statistics(const Arguments& call) {
     }
 }
 
-// A block for each stage; phase 0: of the first stages, 1: of the second.
+// A block for each stage; phase 0: of the first stages, 1: of the second, 2: of those outside.
 __device__ inline void statistics(const Arguments& call) {
-    const bool first = call.phase == 0;
     with_stage<Stages::all>(int(blockIdx.x), [&](auto s) {
-        if (STAGE[s.value].first == first) finish_statistics<s.value>(call);
+        constexpr Stage stage = STAGE[s.value];
+        if (call.phase == (stage.outside ? 2 : stage.first ? 0 : 1)) finish_statistics<s.value>(call);
     });
 }
 

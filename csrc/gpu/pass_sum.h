@@ -12,7 +12,7 @@ __device__ void add_weighted(const Arguments& call, const Tile& tile, int chunk,
     constexpr Stage s = STAGE[S];
     if (!call.alive(s.candidate)) return;
     const real weight = call.weights[s.candidate];
-    if constexpr (!s.stored()) {
+    if constexpr (!s.stored() && !s.outside) {
         const auto scale = [&](int o) { return weight * scale_of<S>(call, o); };
         if constexpr (s.first) {
             add_stage<S>(call, tile, Activated<S>(call, tile.image), chunk, scale, int(call.height),
@@ -51,6 +51,25 @@ __device__ void add_all(const Arguments& call, const Tile& tile, int chunk, real
     if constexpr (S < STAGES) {
         if constexpr (STAGE[S].last) add_weighted<S>(call, tile, chunk, room, affine, sums);
         add_all<S + 1>(call, tile, chunk, room, affine, sums);
+    }
+}
+
+// What torch's own convolutions made: of a group's input, forward all of it with the first group.
+__device__ inline void add_outside(const Arguments& call, const Tile& tile, int chunk, int group,
+                                   int channels, Sums& sums) {
+    if constexpr (OUTSIDES > 0) {
+        const View& view = call.outside[group];
+        if (!view.data) return;
+        const Outer image(view, tile.image);
+#pragma unroll
+        for (int k = 0; k < CHANNELS_PER_WARP; ++k) {
+#pragma unroll
+            for (int q = 0; q < COLUMN; ++q) {
+                if (inside(tile, q) && channel_of(chunk, k) < channels)
+                    sums[q][k] +=
+                        image.at(channel_of(chunk, k), tile.top + lane_y() + q, tile.left + lane_x());
+            }
+        }
     }
 }
 
@@ -108,6 +127,7 @@ __device__ inline void weighted_sum(const Arguments& call, real* room, real* aff
     Sums sums;
     clear(sums);
     add_all<0>(call, tile, chunk, room, affine, sums);
+    add_outside(call, tile, chunk, 0, OUTPUTS, sums);
     const real same = identity_weight(call);
     const bool any = IDENTITIES & uint64_t(call.live);
     const Outer x(call.x, tile.image);

@@ -132,8 +132,14 @@ struct Returned {
     __device__ Returned(const Arguments& call, int image, real* coefficients)
         : call(call), image(image), dy(spread(Outer(call.dy, image))), coefficients(coefficients) {
         constexpr Stage s = STAGE[S];
-        for (int i = int(threadIdx.x); i < 3 * s.outputs; i += THREADS)
-            coefficients[i] = call.coefficients[3 * s.sums + i];
+        if constexpr (s.norm == Norm::batch) {
+            for (int i = int(threadIdx.x); i < 3 * s.outputs; i += THREADS)
+                coefficients[i] = call.coefficients[3 * s.sums + i];
+        } else {
+            const real weight = s.last ? call.weights[s.candidate] : real(1);
+            for (int c = int(threadIdx.x); c < s.outputs; c += THREADS)
+                coefficients[3 * c] = weight * scale_of<S>(call, c);
+        }
         __syncthreads();
     }
     __device__ real at(int channel, int row, int column) const {

@@ -31,6 +31,8 @@ struct Stage {
     int sums;                               // channels before its own among partial sums
     int conv_products, depthwise_products;  // places of its kernels' gradients among those of all kernels
 
+    bool outside;  // a dense one of many channels, which torch's own convolution runs, merged with its like
+
     __device__ constexpr int reach() const { return dilation * (size / 2); }
     __device__ constexpr bool pools() const { return kind == Kind::max_pool || kind == Kind::average_pool; }
     // Whether its output is stored: a norm must see all of it before anybody uses it, or another stage reads

@@ -2,14 +2,11 @@
 // eight pixels of them. What is read is staged in shared memory, with as many pixels around as kernels reach.
 #pragma once
 
-#include "call.h"
+#include "room.h"
 
 namespace srnas_fast_gpu {
 
-constexpr int SIDE = 16, PIXELS = SIDE * SIDE;
-constexpr int COLUMN = 8;             // pixels of a lane, one below the other
-constexpr int CHANNELS_PER_WARP = 4;  // k = 0..3: channel 4 * warp + k of the block's
-constexpr int ROOM = 11800;           // numbers in shared memory for everything staged at a time
+constexpr int COLUMN = 8;  // pixels of a lane, one below the other
 
 // Where a tile lies in images of a given height and width.
 struct Tile {
@@ -42,28 +39,41 @@ __device__ inline void clear(Sums& sums) {
         for (int k = 0; k < CHANNELS_PER_WARP; ++k) sums[q][k] = 0;
 }
 
-// The pixels that kernels of a reach see of a tile, for outputs that are STEP input pixels apart. The pitch
-// keeps the two halves of a warp, eight rows apart, in different banks where STEP is 1.
-template <int STEP, int REACH>
-struct Halo {
-    static constexpr int ROWS = (SIDE - 1) * STEP + 1 + 2 * REACH;
-    static constexpr int PITCH = ROWS + (ROWS % 4 == 2 ? 0 : ROWS % 4 == 3 ? 3 : 2 - ROWS % 4);
-    static constexpr int PLANE = ROWS * PITCH;
-};
+// For loops over a lane's channels that are not unrolled: what it has of the k-th.
+__device__ inline void take(const Sums& sums, int k, real (&values)[COLUMN]) {
+#pragma unroll
+    for (int q = 0; q < COLUMN; ++q) {
+        values[q] = sums[q][0];
+#pragma unroll
+        for (int other = 1; other < CHANNELS_PER_WARP; ++other)
+            if (k == other) values[q] = sums[q][other];
+    }
+}
+__device__ inline void add_to(Sums& sums, int k, const real (&values)[COLUMN]) {
+#pragma unroll
+    for (int own = 0; own < CHANNELS_PER_WARP; ++own) {
+#pragma unroll
+        for (int q = 0; q < COLUMN; ++q) sums[q][own] += own == k ? values[q] : real(0);
+    }
+}
 
-// Fills `channels` planes of shared memory with load(c, y, x), and `outside` outside of the image. (y, x) of
-// the first: top, left. by_channel: neighbouring threads read neighbouring channels, which suits
-// channels_last.
-template <class Shape, class Load>
+// Fills `channels` planes of shared memory, up to PLANES of them, with load(c, y, x), and `outside` outside
+// of the image. (y, x) of the first: top, left. A thread takes a pixel of one plane after the other;
+// by_channel: neighbouring threads take neighbouring channels, which suits channels_last.
+template <class Shape, int PLANES, class Load>
 __device__ void fill(real* shared, const Load& load, int channels, int top, int left, int height, int width,
                      bool by_channel, real outside = 0) {
-    constexpr int AREA = Shape::ROWS * Shape::ROWS;
-    const int all = channels * AREA;
-    for (int i = int(threadIdx.x); i < all; i += THREADS) {
-        const int c = by_channel ? i % channels : i / AREA, p = by_channel ? i / channels : i % AREA;
-        const int row = p / Shape::ROWS, column = p % Shape::ROWS, y = top + row, x = left + column;
+    constexpr int AREA = Shape::ROWS * Shape::ROWS, SHIFT = PLANES >= 8 ? 3 : PLANES >= 4 ? 2 : PLANES / 2;
+    const int shift = by_channel ? SHIFT : 0, step = 1 << shift;
+#pragma unroll 1
+    for (int i = int(threadIdx.x); i < AREA << shift; i += THREADS) {
+        const int p = i >> shift, row = p / Shape::ROWS, column = p % Shape::ROWS;
+        const int y = top + row, x = left + column;
         const bool within = y >= 0 && y < height && x >= 0 && x < width;
-        shared[c * Shape::PLANE + row * Shape::PITCH + column] = within ? load(c, y, x) : outside;
+        real* const to = shared + Shape::place(row, column);
+#pragma unroll 4
+        for (int c = i & (step - 1); c < channels; c += step)
+            to[c * Shape::PLANE] = within ? load(c, y, x) : outside;
     }
 }
 

@@ -18,19 +18,22 @@ __device__ void add_average_transposed(const Arguments& call, const Tile& tile, 
         const Window down(row, reach, height), across(column, reach, width);
         return source(channel, row, column) * averaged<S>(down.count(), across.count());
     };
-#pragma unroll
+#pragma unroll 1
     for (int k = 0; k < CHANNELS_PER_WARP; ++k) {
         fill_own<Shape>(room, share, chunk, k, s.inputs, tile.top - reach, tile.left - reach, source.height(),
                         source.width());
         __syncthreads();
-        const real* const plane = room + warp_index() * Shape::PLANE;
+        real results[COLUMN] = {};
 #pragma unroll
-        for (int q = 0; q < COLUMN; ++q) {
-            for (int i = 0; i < s.size; ++i) {
-                for (int j = 0; j < s.size; ++j)
-                    sums[q][k] += plane[(lane_y() + q + i) * Shape::PITCH + lane_x() + j];
-            }
+        for (int j = 0; j < s.size; ++j) {
+            Taps<s.size, 1, 1> taps;
+            taps.template load<Shape::PITCH>(room + warp_index() * Shape::PLANE, j);
+#pragma unroll
+            for (int i = 0; i < s.size; ++i)
+#pragma unroll
+                for (int q = 0; q < COLUMN; ++q) results[q] += taps.at(q, i);
         }
+        add_to(sums, k, results);
         __syncthreads();
     }
 }
@@ -41,15 +44,14 @@ __device__ void add_maximum_transposed(const Arguments& call, const Tile& tile, 
                                        int chunk, real* room, Sums& sums) {
     constexpr Stage s = STAGE[S];
     constexpr int reach = s.reach(), size = s.size;
-    using Shape = Halo<1, reach>;
-    using Wide = Halo<1, 2 * reach>;
-    static_assert(WARPS * (Wide::PLANE + 2 * Shape::PLANE) <= ROOM, "a pool that does not fit is not served");
+    using Shape = typename PoolRoom<S, true>::Shape;
+    using Wide = typename PoolRoom<S, true>::Wide;
     const int height = int(call.height), width = int(call.width);
     const Activated<S> read_by_pool(call, tile.image);
     real* const values = room;
     real* const given = values + WARPS * Wide::PLANE;
     real* const taken = given + WARPS * Shape::PLANE;  // which pixel of the window, -1: there is no window
-#pragma unroll
+#pragma unroll 1
     for (int k = 0; k < CHANNELS_PER_WARP; ++k) {
         fill_own<Wide>(values, read_by_pool, chunk, k, s.inputs, tile.top - 2 * reach, tile.left - 2 * reach,
                        height, width);
@@ -76,15 +78,20 @@ __device__ void add_maximum_transposed(const Arguments& call, const Tile& tile, 
             taken[own * Shape::PLANE + row * Shape::PITCH + column] = real(place);
         }
         __syncthreads();
+        real results[COLUMN] = {};
+#pragma unroll 1
+        for (int i = 0; i < size; ++i) {
+#pragma unroll 1
+            for (int j = 0; j < size; ++j) {
+                const int at = own * Shape::PLANE + (lane_y() + i) * Shape::PITCH + lane_x() + j;
+                const real place = real((size - 1 - i) * size + size - 1 - j);
 #pragma unroll
-        for (int q = 0; q < COLUMN; ++q) {
-            for (int i = 0; i < size; ++i) {
-                for (int j = 0; j < size; ++j) {
-                    const int at = own * Shape::PLANE + (lane_y() + q + i) * Shape::PITCH + lane_x() + j;
-                    if (int(taken[at]) == (size - 1 - i) * size + size - 1 - j) sums[q][k] += given[at];
+                for (int q = 0; q < COLUMN; ++q) {
+                    if (taken[at + q * Shape::PITCH] == place) results[q] += given[at + q * Shape::PITCH];
                 }
             }
         }
+        add_to(sums, k, results);
         __syncthreads();
     }
 }

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import srnas_fast
-from srnas_fast.backends import report, triton
+from srnas_fast.backends import nvrtc, report, triton
 from srnas_fast.backends.build import Build
 from srnas_fast.backends.toolchain import Unavailable
 
@@ -46,9 +46,16 @@ def test_backends_without_building(never_built):
         assert rows["cuda"] == "not available: there is no CUDA device; use a machine with one"
 
 
+class Compiler(nvrtc.Nvrtc):
+    """As much of NVRTC as the report looks at."""
+
+    def __init__(self, architectures=(50, 61, 120)):
+        self.version, self.architectures, self.path = (12, 9), list(architectures), "/lib/libnvrtc.so.12"
+
+
 @pytest.fixture
 def card(monkeypatch, never_built):
-    """A GPU, as far as torch tells, of an old kind or of a new one."""
+    """A GPU, as far as torch tells, of an old kind or of a new one, and all that programs need."""
 
     def of(capability):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -56,12 +63,11 @@ def card(monkeypatch, never_built):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some Card")
         monkeypatch.setattr(report, "_devices", lambda: ([], []))
         monkeypatch.setattr(report.triton, "_trial", lambda device: None)
-        monkeypatch.setattr(report.cuda, "find_nvcc", lambda: ("nvcc", "12.6"))
-        monkeypatch.setattr(report.cuda, "target", lambda capability: "")
-        monkeypatch.setattr(torch.version, "cuda", "12.6")
-        monkeypatch.setattr(report.cuda, "_outcomes", {})
+        monkeypatch.setattr(report.gpu, "_trial", lambda device: None)
+        monkeypatch.setattr(report.nvrtc, "find", lambda: Compiler())
+        monkeypatch.setattr(report.driver, "find", lambda: SimpleNamespace(version=(12, 8)))
 
-    caches = triton._why_not_on, report.cuda._capability
+    caches = triton._why_not_on, report.gpu._missing_on, report.gpu._why_not_on
     for cache in caches:
         cache.cache_clear()
     yield of
@@ -69,38 +75,73 @@ def card(monkeypatch, never_built):
         cache.cache_clear()
 
 
+def programs(**options):
+    return dict(report.environment(**options)["programs on a GPU"])
+
+
+def test_programs_without_a_gpu(never_built, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert programs()["mixed operations"] == "on no GPU: there is none that torch can use"
+    monkeypatch.setattr(report.nvrtc, "find", lambda: Compiler())
+    assert programs()["NVRTC"] == "12.9, for compute capability 5.0 6.1 12.0 (/lib/libnvrtc.so.12)"
+
+    def fail():
+        raise Unavailable("it is on holiday", "wait")
+
+    for module, row in ((report.nvrtc, "NVRTC"), (report.driver, "driver")):
+        monkeypatch.setattr(module, "find", fail)
+        assert programs()[row] == "not available: it is on holiday; wait"
+
+
 def test_an_old_card(card, monkeypatch):
     card((6, 1))
+    none = "not available: Some Card has compute capability 6.1, and Triton needs 7.0; use a newer card (found"
     rows = backends()
-    assert rows["triton"].startswith(
-        "not available: Some Card has compute capability 6.1, and Triton needs 7.0; use a n"
-    )
-    assert rows["cuda"] == "built at first use (found here: nvcc of CUDA 12.6)"
-    table = dict(report.environment()["primitives"])
-    assert table["separable_sum"] == "CPU: cpu, GPU 0: cuda" and table["pool"] == "CPU: cpu, GPU 0: reference"
-    monkeypatch.setattr(report.cuda, "build", lambda recipe: Build(None, Path("/cache/b"), None))
-    monkeypatch.setattr(report.cuda, "recipe", lambda capability: None)
+    assert rows["triton"].startswith(none)
+    served = "programs for mixed operations of float32, bfloat16 and float16 on the GPU"
+    assert rows["cuda"] == f"compiled at first use: {served}"
+    table = programs()
+    assert table["driver"] == "of CUDA 12.8"
+    assert table["mixed operations"] == "on GPU 0: programs, and branches for what they do not serve"
+    assert table["primitives"].startswith(f"on GPU 0: plain torch, since triton is {none}")
+    assert set(dict(report.environment()["primitives"]).values()) == {"CPU: cpu, GPU 0: reference"}
     monkeypatch.setattr(report.cpu, "outcome", lambda: Build(None, Path("/cache/a"), None))
-    assert backends(build=True)["cuda"] == "available: CUDA C++ for float32 on the GPU, from the cache (/cache/b)"
+    assert backends(build=True)["cuda"] == f"available: {served}"
     monkeypatch.setenv("SRNAS_FAST_BACKEND", "reference")
     assert set(dict(report.environment()["primitives"]).values()) == {"CPU: reference, GPU 0: reference"}
+    off = "switched off by SRNAS_FAST_BACKEND=reference"
+    assert programs()["mixed operations"] == f"on GPU 0: branches, since cuda is {off}"
+    assert programs()["primitives"] == f"on GPU 0: plain torch, since triton is {off}"
 
 
 def test_a_new_card(card, monkeypatch):
     card((7, 0))
     rows = backends()
     assert rows["triton"].startswith("available: float32, bfloat16 and float16 on the GPU (triton")
-    assert rows["cuda"] == "not needed: Triton serves this GPU; on request (SRNAS_FAST_BACKEND=cuda)"
-    assert dict(report.environment()["primitives"])["separable_sum"] == "CPU: cpu, GPU 0: triton"
+    assert rows["cuda"].startswith("compiled at first use: programs for mixed operations")
+    assert programs()["primitives"] == "on GPU 0: Triton"
+    table = dict(report.environment()["primitives"])
+    assert table["separable_sum"] == "CPU: cpu, GPU 0: triton" and table["pool"] == "CPU: cpu, GPU 0: reference"
     monkeypatch.setenv("SRNAS_FAST_BACKEND", "cuda")
-    assert dict(report.environment()["primitives"])["separable_sum"] == "CPU: reference, GPU 0: cuda"
+    assert backends()["cuda"].endswith("on the GPU; forced by SRNAS_FAST_BACKEND")
+    assert programs()["mixed operations"].startswith("on GPU 0: programs")
+    assert dict(report.environment()["primitives"])["separable_sum"] == "CPU: reference, GPU 0: reference"
 
 
-def test_a_card_and_an_nvcc_that_do_not_go_together(card, monkeypatch):
+def test_what_keeps_programs_from_a_card_is_told(card, monkeypatch):
     card((6, 1))
-    monkeypatch.setattr(report.cuda, "find_nvcc", lambda: ("nvcc", "13.0"))
-    assert backends()["cuda"].startswith("not available: nvcc is of CUDA 13.0, torch of CUDA 12.6; install a CUDA 12")
-    assert dict(report.environment()["primitives"])["separable_sum"] == "CPU: cpu, GPU 0: reference"
+    monkeypatch.setattr(report.nvrtc, "find", lambda: Compiler([75, 90]))
+    reason = "not available: NVRTC 12.9 compiles for compute capability 7.5 and up, and this card has 6.1; install a"
+    assert backends()["cuda"].startswith(reason)
+    assert programs()["mixed operations"].startswith(f"on GPU 0: branches, since cuda is {reason}")
+
+
+def test_a_trial_that_fails_is_told_after_building_only(card, monkeypatch):
+    card((8, 6))
+    monkeypatch.setattr(report.gpu, "_trial", lambda device: Unavailable("the driver is old", "take a new one"))
+    assert backends()["cuda"].startswith("compiled at first use")
+    monkeypatch.setattr(report.cpu, "outcome", lambda: Build(None, Path("/cache/a"), None))
+    assert backends(build=True)["cuda"] == "not available: the driver is old; take a new one"
 
 
 def test_primitives_are_all_there_are():
@@ -210,20 +251,10 @@ def script(path, body):
 def test_compilers_are_found_on_the_path(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     script(tmp_path / "clang++", "echo 'clang version 99.1'; echo 'more'")
-    script(tmp_path / "nvcc", "echo 'copyright'; echo 'Cuda compilation tools, release 13.0, V13.0.1'")
     script(tmp_path / "g++", "exit 3")
     assert report._compiler("clang++") == f"clang version 99.1 ({tmp_path}/clang++)"
-    assert report._compiler("nvcc") == f"Cuda compilation tools, release 13.0, V13.0.1 ({tmp_path}/nvcc)"
     assert report._compiler("g++") == f"found but does not run ({tmp_path}/g++: exit status 3)"
     assert report._compiler("no-such-compiler") is None
-
-
-def test_compiler_in_the_cuda_folder(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    (tmp_path / "bin").mkdir()
-    script(tmp_path / "bin" / "nvcc", "echo 'Cuda compilation tools, release 12.6, V12.6.2'")
-    assert "release 12.6" in report._compiler("nvcc")
 
 
 def test_a_compiler_that_hangs_is_reported(monkeypatch, tmp_path):

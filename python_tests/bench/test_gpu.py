@@ -261,6 +261,20 @@ def test_the_rows_tell_triton_where_it_serves(bench, monkeypatch):
     assert bench("import rows; result = rows.where()['backend']") == "triton"
 
 
+def test_the_rows_tell_who_serves_mixed_operations_and_primitives_of_a_gpu(bench):
+    assert bench("""
+from types import SimpleNamespace
+import rows
+image = SimpleNamespace(is_cuda=True)
+rows.torch = SimpleNamespace(empty=lambda *size, device: image, cuda=SimpleNamespace(is_available=lambda: True))
+rows.triton_kernel, rows.compiled_kernel = lambda name, image: print, lambda name, image: None
+result = []
+for served in (True, False):
+    rows.gpu = SimpleNamespace(takes=lambda image: served)
+    result.append(rows.backend())
+""") == ["cuda+triton", "triton"]
+
+
 def test_the_commit_can_be_read_without_git(bench, tmp_path):
     commits = ["0123456789abcdef", "fedcba9876543210", "00112233445566"]
     branch = "ref: refs/heads/main"

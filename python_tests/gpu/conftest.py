@@ -1,4 +1,4 @@
-"""The public functions on each of a GPU's backends: on a GPU, or on what stands in for one on the CPU."""
+"""The public functions on Triton: on a GPU, or by its interpreter on the CPU."""
 
 import os
 import sys
@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from srnas_fast.backends import compiled, cuda, triton
-from srnas_fast.backends.toolchain import Unavailable
+from srnas_fast.backends import triton
 
 # Of the largest entry, by the type of the result: sums over images of a half type are float32, and as exact.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2**-10, torch.bfloat16: 2**-7}
@@ -20,8 +19,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker("gpu")
-            if hasattr(item, "callspec") and item.callspec.params.get("backend") == "cuda":
-                item.add_marker("slow")  # emulated
 
 
 @pytest.fixture
@@ -36,19 +33,14 @@ def without_tf32():
         setting.allow_tf32 = allowed
 
 
-@pytest.fixture(params=["triton", "cuda"])
-def backend(request, monkeypatch, without_tf32):
-    """A backend that is forced: its name, the device it serves, and in ``ran`` the names of its kernels that ran."""
-    if request.param == "triton":
-        need_triton()
-    else:
-        need_cuda(request, monkeypatch)
-    monkeypatch.setenv("SRNAS_FAST_BACKEND", request.param)
+@pytest.fixture
+def backend(monkeypatch, without_tf32):
+    """Triton, forced: the device it serves, and in ``ran`` the names of its kernels that ran."""
+    need_triton()
+    monkeypatch.setenv("SRNAS_FAST_BACKEND", "triton")
     ran = []
     record(triton.triton_kernel, ran, monkeypatch)
-    record(compiled.compiled_kernel, ran, monkeypatch)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return SimpleNamespace(name=request.param, device=device, ran=ran)
+    return SimpleNamespace(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"), ran=ran)
 
 
 def need_triton():
@@ -59,22 +51,6 @@ def need_triton():
             pytest.skip("Triton needs a GPU of compute capability {}.{}".format(*triton.LEAST))
     elif os.environ.get("TRITON_INTERPRET") != "1":  # which Triton reads when a kernel is defined
         pytest.skip("needs a GPU, or TRITON_INTERPRET=1")
-
-
-def need_cuda(request, monkeypatch):
-    """Skips where the CUDA module cannot be built for the GPU; without a GPU the emulated module takes its place."""
-    if torch.cuda.is_available():
-        try:
-            cuda.require(torch.device("cuda", torch.cuda.current_device()))
-        except Unavailable as failure:
-            pytest.skip(failure.reason)
-    else:
-        module = request.getfixturevalue("emulated")
-
-        def serve(name, dtype, device):
-            return module if name in cuda.KERNELS[dtype] else None
-
-        monkeypatch.setattr(compiled, "cuda_kernels", serve)
 
 
 def record(ask, ran, monkeypatch):
@@ -158,7 +134,7 @@ def agree(backend):
             largest = max(1.0, expected.abs().max().item()) if expected.numel() else 0.0
             tolerance = TOLERANCES[found.dtype] * largest
             torch.testing.assert_close(found.detach().cpu().double(), expected.detach(), rtol=0, atol=tolerance)
-        if backend.name == "cuda" or backend.device.type == "cuda":  # Triton's interpreter has one thread
+        if backend.device.type == "cuda":  # Triton's interpreter has one thread
             again = outcome(function, lambda tensor: tensor)
             assert all(map(torch.equal, [*results, *gradients], [*again[0], *again[1]]))
         return results

@@ -1,4 +1,4 @@
-"""Merged kernels and their gradients on each backend of a GPU, against the reference in float64."""
+"""Merged kernels and their gradients on Triton, against the reference in float64."""
 
 import pytest
 import torch

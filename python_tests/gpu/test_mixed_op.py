@@ -1,4 +1,4 @@
-"""Whole mixed operations on each backend of a GPU: the primitives hand over to it, and the gradients are right."""
+"""Whole mixed operations in branches on Triton: the primitives hand over to it, and the gradients are right."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def agree(backend, monkeypatch):
     """A function that compares a mixed operation with the same one by the reference in float64 on the CPU."""
 
     def agree(kernels, norm=False, form=torch.contiguous_format, partial=1, sparse=False):
-        """Asserts that they agree, and that these kernels of the backend took part."""
+        """Asserts that they agree, and that these kernels of Triton took part."""
         torch.manual_seed(0)
         op = MixedOp(candidates(norm), partial=partial)
         exact = MixedOp(candidates(norm), partial=partial).double()

@@ -1,4 +1,4 @@
-"""Depthwise convolutions and their gradients on each backend of a GPU, against the reference in float64."""
+"""Depthwise convolutions and their gradients on Triton, against the reference in float64."""
 
 import pytest
 import torch

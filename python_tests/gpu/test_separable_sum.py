@@ -1,4 +1,4 @@
-"""Sums of separable convolutions, their moments and gradients on each backend of a GPU, against float64."""
+"""Sums of separable convolutions, their moments and gradients on Triton, against float64."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Rows of logits to weights and back on each backend of a GPU, against the reference in float64."""
+"""Rows of logits to weights and back on Triton, against the reference in float64."""
 
 import pytest
 import torch

@@ -17,7 +17,7 @@ from torch import Tensor
 from srnas_fast.backends import cpu_kernels
 from srnas_fast.mixed import gpu
 from srnas_fast.mixed.gpu_call import Code
-from srnas_fast.mixed.gpu_program import KERNELS, GpuProgram
+from srnas_fast.mixed.gpu_program import KERNELS, MOST_WORDS, GpuProgram
 from srnas_fast.mixed.program import Program
 
 GPU = Path(__file__).parents[2] / "csrc" / "gpu"
@@ -43,8 +43,10 @@ def serve_cpu(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """From now on mixed operations on the CPU are computed by the programs of a GPU, emulated; also in float64."""
     codes: dict[GpuProgram, Code] = {}
 
-    def code_of(made: Program, x: Tensor, parameter: torch.dtype) -> Code:
+    def code_of(made: Program, x: Tensor, parameter: torch.dtype) -> Code | None:
         program = gpu.program_of(made, x.dtype, parameter)
+        if program.words > MOST_WORDS:
+            return None
         if program not in codes:
             codes[program] = code(program, folder)
         return codes[program]
@@ -53,6 +55,11 @@ def serve_cpu(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setattr(gpu, "TYPES", (*gpu.TYPES, torch.float64))
     monkeypatch.setattr(gpu, "takes", lambda x: x.dtype in gpu.TYPES)
     monkeypatch.setattr(gpu, "code_of", code_of)
+
+
+def launches() -> int:
+    """How many emulated kernels have run in this process."""
+    return sum(library.srnas_fast_emulated_launches() for library in LIBRARIES.values())
 
 
 def code(program: GpuProgram, folder: Path) -> Code:

@@ -17,8 +17,7 @@ from torch import nn
 from torch._library.custom_ops import _maybe_get_opdef
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
-from srnas_fast.backends import cuda, triton
-from srnas_fast.backends.toolchain import Unavailable
+from srnas_fast.backends import gpu, triton
 from srnas_fast.data import DenoisingData
 from srnas_fast.losses import ComplexityLoss
 from srnas_fast.mixed import opaque
@@ -381,19 +380,21 @@ def test_a_failed_capture_is_gone_before_the_step_runs_as_it_is(captures, monkey
     assert "no CUDA graphs, since a step cannot be captured (no room)" in capsys.readouterr().err
 
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: no CUDA graph can be captured without")
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU: no CUDA graph can be captured without"
+)
 
 
 def serves(backend):
     """Skips where there is no such backend for the GPU."""
     device = torch.device("cuda", torch.cuda.current_device())
-    failure = {"triton": triton.why_not, "cuda": cuda.outcome}.get(backend, lambda device: None)(device)
-    if isinstance(failure, Unavailable):
+    failure = {"triton": triton.why_not, "cuda": gpu.why_not}.get(backend, lambda device: None)(device)
+    if failure:
         pytest.skip(failure.reason)
 
 
 @pytest.mark.gpu
-@gpu
+@needs_gpu
 @pytest.mark.parametrize("backend", ["reference", "triton", "cuda"])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("weights", ["softmax", "sparsemax", "sparsestmax"])
@@ -416,7 +417,7 @@ def test_replayed_steps_on_a_gpu_are_the_eager_ones(space, weights, precision, b
 
 
 @pytest.mark.gpu
-@gpu
+@needs_gpu
 def test_every_replay_draws_numbers_of_its_own():
     algorithm = search("hinas-denoise", device="cuda", learning_rate=1e-9)
     algorithm.supernet.head.append(nn.Dropout(0.5))
@@ -425,7 +426,7 @@ def test_every_replay_draws_numbers_of_its_own():
 
 
 @pytest.mark.gpu
-@gpu
+@needs_gpu
 def test_a_capture_that_fails_on_a_gpu_leaves_a_search_that_goes_on(capsys):
     found = []
     for on in (True, False):

@@ -195,14 +195,11 @@ def _change(name: str, before: Any, now: Any) -> str:
 
 def _failed(folder: Path) -> Unavailable:
     lines = _log(folder).read_text("utf-8", errors="replace").splitlines()
-    signs = ("error:", "Error:", "nvcc fatal")
+    signs = ("error:", "Error:")
     error = next((line.strip() for line in lines if any(sign in line for sign in signs)), "no error in its log")
     if len(error) > 200:
         error = error[max(error.find("error:"), 0) :][:200]  # without the place, which may be long
-    remedy = f"mend what {_log(folder)} shows"
-    if "unsupported GNU version" in error or "unsupported clang version" in error:
-        remedy = f"name an older C++ compiler in CXX ({_log(folder)} shows it all)"
-    return Unavailable(f"building them failed ({error})", remedy)
+    return Unavailable(f"building them failed ({error})", f"mend what {_log(folder)} shows")
 
 
 def _log(folder: Path) -> Path:

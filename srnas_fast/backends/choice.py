@@ -40,8 +40,17 @@ def missing(
     failure: Unavailable,
     instead: str = "Plain PyTorch is used: slower, same results",
     expected: bool = True,
+    known: str = "reference",
 ) -> None:
     """What is said of a backend that cannot be had: on stderr, once in a process, and only where one expects it.
+
+    Args:
+        backend: as SRNAS_FAST_BACKEND names it.
+        kernels: what it has, as a message names it.
+        failure: why it cannot be had.
+        instead: what is done without it.
+        expected: whether one expects it here.
+        known: the backend to name for those who have read the message.
 
     Raises:
         InputError: the backend is forced.
@@ -52,7 +61,7 @@ def missing(
         _told.add(kernels)
         print(
             f"srnas_fast: no {kernels}: {failure.reason}. {instead}. "
-            f"Remedy: {failure.remedy}; {VARIABLE}=reference silences this line.",
+            f"Remedy: {failure.remedy}; {VARIABLE}={known} silences this line.",
             file=sys.stderr,
         )
 

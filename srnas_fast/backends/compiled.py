@@ -1,4 +1,4 @@
-"""The C++ and the CUDA kernels under one set of names, called with the addresses of their tensors."""
+"""The C++ kernels of the CPU, called with the addresses of their tensors."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,9 +6,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from srnas_fast.backends.choice import on_its_device
+from srnas_fast.backends import gpu
+from srnas_fast.backends.choice import forced, missing
 from srnas_fast.backends.cpu import cpu_kernels
-from srnas_fast.backends.cuda import cuda_kernels
 from srnas_fast.backends.openmp import threads
 
 PARTS = {torch.float32: "float32", torch.float64: "float64"}  # of a module
@@ -18,8 +18,8 @@ def compiled_kernel(name: str, *tensors: Tensor) -> Callable[..., None] | None:
     """The compiled kernel of that name if it serves these tensors, else None: then the caller computes in plain torch.
 
     Args:
-        name: of a function in ``csrc/bindings.cpp``, which ``csrc/cuda/bindings.cpp`` may have, too.
-        tensors: what it is to work on; on one device, and of one type if it serves.
+        name: of a function in ``csrc/bindings.cpp``.
+        tensors: what it is to work on; on the CPU, and of one type, if it serves.
 
     The first call builds the kernels if this machine has not done so before (seconds), later ones cost microseconds.
 
@@ -31,18 +31,17 @@ def compiled_kernel(name: str, *tensors: Tensor) -> Callable[..., None] | None:
     """
     first = tensors[0]
     kind = first.dtype
-    if kind not in PARTS:
+    if kind not in PARTS or not first.is_cpu:
         return None
     for tensor in tensors:
         if tensor.dtype is not kind:
             return None
-    if first.is_cpu and (module := cpu_kernels()):
-        return partial(getattr(getattr(module, PARTS[kind]), name), threads(), first.new_empty)
-    module = cuda_kernels(name, kind, first.device)
+    module = cpu_kernels()
     if module is None:
+        if forced() == "cuda" and not torch.cuda.is_available():
+            missing("cuda", "GPU programs", gpu.look(first.device))
         return None
-    kernel = partial(getattr(getattr(module, PARTS[kind]), name), stream(first.device), first.new_empty)
-    return kernel if first.is_cpu else on_its_device(first.device, kernel)
+    return partial(getattr(getattr(module, PARTS[kind]), name), threads(), first.new_empty)
 
 
 def stream(device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""What this machine can do: versions, compilers, devices and backends, as rows of text."""
+"""What this machine can do: versions, compilers, devices, backends and programs, as rows of text."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from srnas_fast import __version__
-from srnas_fast.backends import cpu, cuda, triton
+from srnas_fast.backends import cpu, driver, gpu, nvrtc, triton
 from srnas_fast.backends.build import Build
 from srnas_fast.backends.choice import VARIABLE, forced
 from srnas_fast.backends.toolchain import Unavailable
@@ -37,21 +37,23 @@ PRIMITIVES = (
     *("simplex_project", "merge_kernels", "multi_depthwise", "separable_sum", "weighted_sum", "shuffle_concat"),
     *("narrow_convolution", "pool", "channel_moments"),
 )
-COMPILERS = ("c++", "g++", "clang++", "nvcc", "ninja")
+COMPILERS = ("c++", "g++", "clang++", "ninja")
 
 Rows = list[tuple[str, str]]
 
 
 def environment(build: bool = False) -> dict[str, Rows]:
-    """Sections of (name, value) rows: versions, machine, compilers, devices, backends, primitives, maybe warnings.
+    """Sections of (name, value) rows: versions, machine, compilers, devices, backends, programs on a GPU, primitives,
+    maybe warnings.
 
     Args:
         build: find out whether the compiled kernels work, which builds them if no build is in the cache (a minute at
-            most); otherwise say only what a build would find here. Triton is tried on a GPU in any case.
+            most), and on a GPU whether a small one is compiled and loaded; otherwise say only what a build would find
+            here. Triton is tried on a GPU in any case.
 
     >>> sections = environment()
-    >>> list(sections)[:6]
-    ['versions', 'machine', 'compilers', 'devices', 'backends', 'primitives']
+    >>> list(sections)[:7]
+    ['versions', 'machine', 'compilers', 'devices', 'backends', 'programs on a GPU', 'primitives']
     >>> dict(sections["backends"])["reference"]
     'available: plain torch, on any device'
     """
@@ -64,6 +66,7 @@ def environment(build: bool = False) -> dict[str, Rows]:
         "compilers": [(name, found or "not found") for name, found in compilers.items()],
         "devices": devices,
         "backends": backends,
+        "programs on a GPU": _programs(dict(backends)),
         "primitives": _primitives(dict(backends)),
     }
     if cautions + misnamed:
@@ -170,10 +173,9 @@ def _memory() -> str:
 
 
 def _compiler(name: str) -> str | None:
-    """Version and place of a compiler, or None; sought in PATH, beside Python and in the CUDA toolkit."""
+    """Version and place of a compiler, or None; sought in PATH and beside Python."""
     places = [os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable)]
-    places += [os.path.join(os.environ[key], "bin") for key in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(key)]
-    found = shutil.which(name, path=os.pathsep.join([*places, "/usr/local/cuda/bin"]))
+    found = shutil.which(name, path=os.pathsep.join(places))
     if not found:
         return None
     try:
@@ -185,8 +187,7 @@ def _compiler(name: str) -> str | None:
     lines = [line.strip() for line in shown.stdout.splitlines() if line.strip()]
     if shown.returncode or not lines:
         return f"found but does not run ({found}: exit status {shown.returncode})"
-    release = next((line for line in lines if "release" in line), lines[0])  # nvcc opens with its copyright
-    return f"{release} ({found})"
+    return f"{lines[0]} ({found})"
 
 
 def _devices() -> tuple[Rows, Rows]:
@@ -251,21 +252,14 @@ def _triton(choice: str | None) -> str:
 
 
 def _cuda(choice: str | None, build: bool) -> str:
-    """Whether the CUDA kernels serve the GPU there is; they are built only where they would be chosen."""
+    """Whether programs serve the GPU there is."""
     if choice not in (None, "cuda"):
         return f"switched off by {VARIABLE}={choice}"
-    device = _device()
-    if device.type != "cuda":
-        return _built(cuda.outcome(device), "")
-    if choice is None and triton.why_not(device) is None:
-        return f"not needed: Triton serves this GPU; on request ({VARIABLE}=cuda)"
-    if build:
-        return _built(cuda.outcome(device), "CUDA C++ for float32 on the GPU")
-    try:
-        cuda.require(device)
-        return f"built at first use (found here: nvcc of CUDA {cuda.find_nvcc()[1]})"
-    except Unavailable as failure:
+    failure = gpu.why_not(_device()) if build else gpu.look(_device())
+    if failure:
         return f"not available: {failure}"
+    ready = "available" if build else "compiled at first use"
+    return f"{ready}: programs for mixed operations of float32, bfloat16 and float16 on the GPU"
 
 
 def _device() -> torch.device:
@@ -282,13 +276,48 @@ def _built(outcome: Build | Unavailable, what: str) -> str:
 
 def _primitives(backends: dict[str, str]) -> Rows:
     """Which backend computes each primitive in float32, on the CPU and on the first GPU if there is one."""
-    serves = {name: row.startswith(("available", "built")) for name, row in backends.items()}
-    own = {"triton": set(triton.FILES.values()), "cuda": set(cuda.KERNELS[torch.float32])}
     rows = []
     for primitive in PRIMITIVES:
-        chosen = f"CPU: {'cpu' if serves['cpu'] else 'reference'}"
+        chosen = f"CPU: {'cpu' if _serves(backends['cpu']) else 'reference'}"
         if torch.cuda.is_available():
-            able = [name for name in own if serves[name] and primitive in own[name]]
-            chosen += f", GPU 0: {[*able, 'reference'][0]}"
+            able = _serves(backends["triton"]) and primitive in triton.FILES.values()
+            chosen += f", GPU 0: {'triton' if able else 'reference'}"
         rows.append((primitive, chosen))
     return rows
+
+
+def _serves(row: str) -> bool:
+    """Whether a backend computes, by its row."""
+    return row.startswith(("available", "built", "compiled"))
+
+
+def _programs(backends: dict[str, str]) -> Rows:
+    """What compiles programs for a GPU and loads them, and who computes what on the first GPU."""
+    rows = [("NVRTC", describe_nvrtc()), ("driver", _driver())]
+    if not torch.cuda.is_available():
+        return [*rows, ("mixed operations", "on no GPU: there is none that torch can use")]
+    for name, backend, ours, instead in (
+        ("mixed operations", "cuda", "programs, and branches for what they do not serve", "branches"),
+        ("primitives", "triton", "Triton", "plain torch"),
+    ):
+        row = backends[backend]
+        rows.append((name, f"on GPU 0: {ours}" if _serves(row) else f"on GPU 0: {instead}, since {backend} is {row}"))
+    return rows
+
+
+def describe_nvrtc() -> str:
+    """NVIDIA's compiler as a library: its version, what it compiles for, where it is."""
+    try:
+        found = nvrtc.find()
+    except Unavailable as failure:
+        return f"not available: {failure}"
+    known = " ".join(f"{number // 10}.{number % 10}" for number in found.architectures)
+    return f"{'.'.join(map(str, found.version))}, for compute capability {known} ({found.path})"
+
+
+def _driver() -> str:
+    """The newest CUDA that the driver knows."""
+    try:
+        return f"of CUDA {'.'.join(map(str, driver.find().version))}"
+    except Unavailable as failure:
+        return f"not available: {failure}"

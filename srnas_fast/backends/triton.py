@@ -53,8 +53,7 @@ def triton_kernel(
     failure = why_not(device)
     if failure:
         new = device.type == "cuda" and torch.cuda.get_device_capability(device) >= LEAST
-        instead = "CUDA kernels or plain PyTorch are used: slower, same results"
-        missing("triton", "Triton kernels", failure, instead, expected=new)  # of an older card nobody expects them
+        missing("triton", "Triton kernels", failure, expected=new)  # of an older card nobody expects them
         return None
     if any(tensor.dtype not in types for tensor in given):
         return None

@@ -1,6 +1,7 @@
 """Mixed operations: the weighted sum of candidate operations that stores only its input."""
 
 from srnas_fast.backends.scratch import free_scratch, scratch_held
+from srnas_fast.mixed.ahead import compile_ahead
 from srnas_fast.mixed.drop_in import Report, accelerate, restore
 from srnas_fast.mixed.forms import Form, register_form
 from srnas_fast.mixed.layers import Sine, Zero
@@ -13,6 +14,7 @@ __all__ = [
     "Form",
     "Report",
     "accelerate",
+    "compile_ahead",
     "register_form",
     "restore",
     "MixedOp",

@@ -1,21 +1,24 @@
 """Programs on a GPU: whether they serve, and their kernels, which NVRTC compiles at first use."""
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from srnas_fast.backends import cpu, driver
-from srnas_fast.backends.choice import forced, missing, require_card
+from srnas_fast.backends import cpu, driver, triton
+from srnas_fast.backends.choice import forced, missing
 from srnas_fast.backends.cubins import Source, cubins
+from srnas_fast.backends.gpu import why_not
 from srnas_fast.backends.toolchain import Unavailable
 from srnas_fast.mixed.gpu_call import Code
 from srnas_fast.mixed.gpu_program import KERNELS, MOST_WORDS, SOURCES, GpuProgram
 from srnas_fast.mixed.program import Program
+from srnas_fast.primitives.images import wide
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)  # of images and of parameters
-LEAST = (6, 1)  # compute capability
-_FARTHEST = 2**31  # inside an image, elements are counted in 32 bits
+MOST_CHANNELS = 4096  # of images: a number for each lies in shared memory
+FARTHEST = 2**31  # inside an image, elements are counted in 32 bits
 
 _codes: dict[tuple[GpuProgram, torch.device], Code | None] = {}
 
@@ -25,39 +28,36 @@ def on_gpu(x: Tensor) -> bool:
     return x.is_cuda
 
 
+def stored(x: Tensor) -> torch.dtype:
+    """The type in which a program reads images like x: on a GPU their own, on a CPU that in which it computes."""
+    return x.dtype if on_gpu(x) else wide(x)
+
+
 def takes(x: Tensor) -> bool:
-    """Whether the kernels read images of this type and extent on this device."""
-    if x.dtype not in TYPES or forced() not in (None, "cuda") or not _is_there(x.device):
+    """Whether the kernels read images of this type and extent on this device; told once where there can be none."""
+    if x.dtype not in TYPES or forced() not in (None, "cuda"):
         return False
-    extent = sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
-    return extent < _FARTHEST and x.shape[0] * x.shape[2] * x.shape[3] < _FARTHEST
-
-
-@cache
-def _is_there(device: torch.device) -> bool:
-    """Whether this machine can compile for the device and launch; told once where it cannot."""
-    try:
-        require(device)
-    except Unavailable as failure:
-        missing("cuda", "GPU programs", failure, "Mixed operations run in branches: slower, same results")
+    failure = why_not(x.device)
+    if failure:
+        _tell(failure, x.device)
         return False
-    return True
+    return x.shape[1] <= MOST_CHANNELS and indexes(x) and x.shape[0] * x.shape[2] * x.shape[3] < FARTHEST
 
 
-def require(device: torch.device) -> None:
-    """That a card, its driver, NVRTC and the C++ code that launches are there.
+def indexes(x: Tensor) -> bool:
+    """Whether the elements of an image can be counted in 32 bits."""
+    return sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True)) < FARTHEST
+
+
+def _tell(failure: Unavailable, device: torch.device) -> None:
+    """Say once why there are no programs on a GPU.
 
     Raises:
-        Unavailable: one of them is not.
+        InputError: they are forced.
     """
-    from srnas_fast.backends import nvrtc
-
-    require_card(device.index or 0, LEAST, "programs need")
-    built = cpu.outcome()
-    if isinstance(built, Unavailable):
-        raise built
-    driver.find()
-    nvrtc.find().target(torch.cuda.get_device_capability(device))
+    instead = "Mixed operations run in branches, with the same results"
+    known = "triton" if torch.cuda.get_device_capability(device) >= triton.LEAST else "reference"
+    missing("cuda", "GPU programs", failure, instead, expected=not torch.version.hip, known=known)
 
 
 def program_of(made: Program, pixel: torch.dtype, parameter: torch.dtype) -> GpuProgram:
@@ -72,10 +72,34 @@ def code_of(made: Program, x: Tensor, parameter: torch.dtype) -> Code | None:
     """A program's kernels for images like x and parameters of a type, compiled and loaded once; None where it is not to
     be had, which is told once."""
     program = program_of(made, x.dtype, parameter)
-    key = program, x.device
-    if key not in _codes:
-        _codes[key] = _load(program, x.device)
-    return _codes[key]
+    if (program, x.device) not in _codes:
+        load([program], x.device)
+    return _codes[program, x.device]
+
+
+def load(programs: Sequence[GpuProgram], device: torch.device) -> None:
+    """Compile those that were not yet, all at once, and load them."""
+    new = [program for program in dict.fromkeys(programs) if (program, device) not in _codes]
+    few = [program for program in new if program.words <= MOST_WORDS]
+    _codes.update({(program, device): None for program in new})
+    if not few:
+        return
+    try:
+        images = iter(cubins([source for program in few for source in sources(program)], capability_of(device)))
+        found = driver.find()
+        with torch.cuda.device(device):
+            torch.cuda.current_stream()  # a context is there from now on
+            for program in few:
+                functions = [found.load(next(images).code, [f"srnas_fast_{name}"])[0] for name in KERNELS]
+                launch_all = cpu.outcome().module.launch_all
+                _codes[program, device] = Code(program, functions, found.launch, launch_all)
+    except Unavailable as failure:
+        _tell(failure, device)
+
+
+@cache
+def capability_of(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def sources(program: GpuProgram) -> list[Source]:
@@ -89,20 +113,3 @@ def sources(program: GpuProgram) -> list[Source]:
 @cache
 def _headers() -> dict[str, str]:
     return {path.name: path.read_text("utf-8") for path in SOURCES.glob("*.h") if path.name != "emulation.h"}
-
-
-def _load(program: GpuProgram, device: torch.device) -> Code | None:
-    if program.words > MOST_WORDS:
-        return None
-    try:
-        images = cubins(sources(program), torch.cuda.get_device_capability(device))
-        found = driver.find()
-        with torch.cuda.device(device):
-            torch.cuda.current_stream()  # a context is there from now on
-            functions = [
-                found.load(image.code, [f"srnas_fast_{name}"])[0] for name, image in zip(KERNELS, images, strict=True)
-            ]
-    except Unavailable as failure:
-        missing("cuda", "GPU programs", failure, "Mixed operations run in branches: slower, same results")
-        return None
-    return Code(program, functions, found.launch, cpu.outcome().module.launch_all)

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from srnas_fast.backends.choice import on_its_device
 from srnas_fast.backends.compiled import stream
+from srnas_fast.mixed.gpu_outside import Outside
 from srnas_fast.mixed.gpu_program import GpuProgram, Launch, Sizes, addresses_of
 from srnas_fast.mixed.program import Program
-from srnas_fast.primitives.images import check_one_device, dense_format, wide
+from srnas_fast.primitives.images import address, check_one_device, dense_format, wide
 
 
 class Code(NamedTuple):
@@ -41,14 +42,18 @@ def forward(
     """y and what its backward pass needs; moves running statistics. Parameters and statistics by their addresses."""
     program = code.program
     shape = program.made.result_shape(x)
-    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=dense_format(x))
     launches, sizes = program.forward(x.shape[0], *shape[2:], live)
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=dense_format(x))
     kept = torch.empty(program.places(live)[1][0], dtype=wide(x), device=x.device)
-    weights, scale = _numbers(x, weights), _numbers(x, scale)
-    _launch(
-        code, launches, sizes, x, shape, live, [x, y, None, None], [weights, scale], kept, [],
-        parameters, [], statistics,
-    )  # fmt: skip
+    call = _Call(code, x, shape, live, sizes, kept)
+    call.views = [x, y, None, None]
+    call.numbers = [_numbers(x, weights), _numbers(x, scale)]
+    call.parameters, call.statistics = parameters, statistics
+    if program.outside:
+        call.outside = Outside(program, live, x)
+        call.launch([*program.before_merging, *call.outside.launches])
+        call.outside.convolve()
+    call.launch(launches)
     return y, kept
 
 
@@ -72,12 +77,15 @@ def backward(
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=dense_format(x)) if wanted[0] else None
     dweights = torch.empty(weights.shape, dtype=wide(x), device=x.device) if wanted[1] else None
     dscale = torch.empty((), dtype=wide(x), device=x.device) if wanted[2] else None
-    values, factor = _numbers(x, weights), _numbers(x, scale)
-    gradients = [0 if tensor is None else tensor.data_ptr() for tensor in found]
-    _launch(
-        code, launches, sizes, x, shape, live, [x, None, dy, dx], [values, factor], kept, [dweights, dscale],
-        parameters, gradients, [],
-    )  # fmt: skip
+    call = _Call(code, x, shape, live, sizes, kept)
+    call.views = [x, None, dy, dx]
+    call.numbers, call.found = [_numbers(x, weights), _numbers(x, scale)], [dweights, dscale]
+    call.parameters, call.gradients = parameters, list(map(address, found))
+    if program.outside:
+        call.outside = Outside(program, live, x)
+        call.launch(call.outside.launches)
+        call.outside.convolve_back(dy, wanted[0], wanted[1] or program.outside_wanted(slots))
+    call.launch(launches)
     return dx, dweights, dscale
 
 
@@ -94,47 +102,54 @@ def _numbers(x: Tensor, values: Tensor | None) -> Tensor | None:
     return values.resolve_neg().to(wide(x)).contiguous()
 
 
-def _launch(
-    code: Code,
-    launches: Sequence[Launch],
-    sizes: Sizes,
-    x: Tensor,
-    shape: Sequence[int],
-    live: int,
-    views: list[Tensor | None],
-    given: list[Tensor | None],
-    kept: Tensor,
-    found: list[Tensor | None],
-    parameters: list[int],
-    gradients: list[int],
-    statistics: list[int],
-) -> None:
-    program = code.program
-    scratch = torch.empty(max(sizes.all, 1), dtype=wide(x), device=x.device)
-    first, bytes_each = scratch.data_ptr(), scratch.element_size()
-    at, places = first + sizes.images * bytes_each, []
-    for size in (sizes.sums, sizes.coefficients, sizes.products):
-        places.append(at)
-        at += size * bytes_each
-    # Of each stage what it keeps, and its images, of so many channels before it.
-    own, stages = program.places(live)[0], max(len(program.stages), 1)
-    channel = x.shape[0] * shape[2] * shape[3] * bytes_each
-    kept_at = [kept.data_ptr() + place * bytes_each for place in own[:stages]]
-    images_at = [first + place * channel for place in own[stages:]]
-    slots, norms = max(program.slots, 1), max(3 * program.norms, 1)
-    words = [
-        0, x.shape[0], x.shape[2], x.shape[3], shape[2], shape[3], live, sizes.shares,
-        *addresses_of(views),
-        *(0 if t is None else t.data_ptr() for t in given), *places,
-        *(0 if t is None else t.data_ptr() for t in found), *[0] * (2 - len(found)),
-        *_filled(parameters, slots), *_filled(gradients, slots), *_filled(statistics, norms), *kept_at, *images_at,
-    ]  # fmt: skip
-    threads = 32 * program.warps
-    rows = [(code.functions[kernel], phase, blocks, threads) for kernel, phase, blocks in launches]
-    launch_all = on_its_device(x.device, code.launch_all) if x.is_cuda else code.launch_all
-    error = launch_all(code.launch, stream(x.device), words, rows)
-    if error:
-        raise RuntimeError(f"the CUDA driver refuses a kernel of a mixed operation: error {error}")
+class _Call:
+    """The arguments of a call's kernels; scratch lives as long as it does.
+
+    Attributes:
+        views: x, y, dy, dx. numbers: weights and scale. found: where their gradients go.
+        parameters, gradients, statistics: by their addresses.
+        outside: the convolutions that torch runs.
+    """
+
+    def __init__(self, code: Code, x: Tensor, shape: Sequence[int], live: int, sizes: Sizes, kept: Tensor):
+        self.code, self.x, self.shape, self.live, self.sizes, self.kept = code, x, shape, live, sizes, kept
+        self.scratch = torch.empty(max(sizes.all, 1), dtype=wide(x), device=x.device)
+        self.views: list[Tensor | None] = []
+        self.numbers: list[Tensor | None] = []
+        self.found: list[Tensor | None] = [None, None]
+        self.parameters: list[int] = []
+        self.gradients: list[int] = []
+        self.statistics: list[int] = []
+        self.outside: Outside | None = None
+
+    def launch(self, launches: Sequence[Launch]) -> None:
+        """Launch kernels in their order on torch's current stream."""
+        code, x, threads = self.code, self.x, 32 * self.code.program.warps
+        rows = [(code.functions[kernel], phase, blocks, threads) for kernel, phase, blocks in launches]
+        launch_all = on_its_device(x.device, code.launch_all) if x.is_cuda else code.launch_all
+        error = launch_all(code.launch, stream(x.device), self._words(), rows)
+        if error:
+            raise RuntimeError(f"the CUDA driver refuses a kernel of a mixed operation: error {error}")
+
+    def _words(self) -> list[int]:
+        """In the order of ``Arguments`` in csrc/gpu/call.h."""
+        x, shape, sizes, program = self.x, self.shape, self.sizes, self.code.program
+        each, at = self.scratch.element_size(), self.scratch.data_ptr()
+        sums = at + sizes.images * each
+        coefficients = sums + sizes.sums * each
+        products = coefficients + sizes.coefficients * each
+        # Of each stage what it keeps, and its images, of so many channels before it.
+        places, stages, kept = program.places(self.live)[0], max(len(program.stages), 1), self.kept.data_ptr()
+        channel = shape[0] * shape[2] * shape[3] * each
+        slots, norms, groups = max(program.slots, 1), max(3 * program.norms, 1), max(program.groups, 1)
+        return [
+            0, x.shape[0], x.shape[2], x.shape[3], shape[2], shape[3], self.live, sizes.shares,
+            *addresses_of(self.views), *map(address, self.numbers),
+            sums, coefficients, products, *map(address, self.found),
+            *_filled(self.parameters, slots), *_filled(self.gradients, slots), *_filled(self.statistics, norms),
+            *(kept + place * each for place in places[:stages]), *(at + place * channel for place in places[stages:]),
+            *(self.outside.words() if self.outside else [0] * (5 * groups + 5)),
+        ]  # fmt: skip
 
 
 def _filled(addresses: list[int], count: int) -> list[int]:

@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from srnas_fast.mixed import stage as stages
+from srnas_fast.mixed.norm import uses_batch
 from srnas_fast.mixed.program import Program
 
 SOURCES = Path(__file__).resolve().parents[1] / "csrc" / "gpu"
 STORED = {torch.float32: "float", torch.float64: "double", torch.float16: "Half", torch.bfloat16: "Brain"}
-KERNELS = ("first", "second", "statistics", "sum", "finish", "back", "input", "kernels", "gather")
+KERNELS = ("first", "second", "statistics", "sum", "finish", "back", "input", "kernels", "gather", "merge")
 SIDE = 16  # of a tile
-ROOM = 11800  # numbers that a block stages in shared memory, as csrc/gpu/tile.h has it
 MOST_CHANNELS, MOST_DENSE = 64, 32  # of stages; dense convolutions of more are cuDNN's
 FARTHEST = 4  # pixels that a kernel reaches
 MOST_WORDS = 512  # of a kernel's arguments
-HELD = 112  # sums of products that a lane holds
+HELD, HELD_DEPTHWISE = 80, 64  # sums of products that a lane holds
 BLOCKS = 1024  # that the gradients of kernels are shared among, about
 _KINDS = ("dense", "separable", "max_pool", "average_pool")
 _ACTIVATIONS = ("none", "relu", "leaky", "prelu", "sine")
@@ -57,9 +58,16 @@ class Stage(NamedTuple):
         return self.dilation * (self.size // 2)
 
     @property
+    def outside(self) -> bool:
+        """Whether torch's own convolution runs it, merged with its like."""
+        return self.kind == DENSE and max(self.inputs, self.outputs) > MOST_DENSE
+
+    @property
     def kernels(self) -> list[tuple[int, int]]:
-        """Slot and size of the dense or pointwise kernel and of the depthwise one."""
+        """Slot and size of the dense or pointwise kernel and of the depthwise one, of those that kernels here run."""
         area = self.size**2
+        if self.outside:
+            return []
         if self.kind == SEPARABLE:
             return [(self.slots[1], self.outputs * self.inputs), (self.slots[0], self.inputs * area)]
         return [(self.slots[1], self.outputs * self.inputs * area)] if self.kind == DENSE else []
@@ -89,6 +97,17 @@ class Placed(NamedTuple):
         return 3 * outputs * (self.stage.norm > 0), outputs * self.stored, outputs * (not self.last)
 
 
+class Merge(NamedTuple):
+    """Stages, by their places, that run as one convolution of a group's input: its dilation and size, and the steps of
+    their own taps inside."""
+
+    group: int
+    dilation: int
+    size: int
+    members: list[int]
+    steps: list[int]
+
+
 class Launch(NamedTuple):
     """A kernel's number in ``KERNELS``, its phase, its blocks."""
 
@@ -112,14 +131,24 @@ class Sizes:
         return self.images + self.sums + self.coefficients + self.products
 
 
-def takes(stage: stages.Stage, channels: int) -> bool:
-    """Whether the kernels take a stage of images of so many channels: no dense convolution of many, which cuDNN does
-    better, and nothing that reaches further than shared memory."""
+def takes(stage: stages.Stage, channels: int, outside: bool) -> bool:
+    """Whether the kernels take a stage of images of so many channels: nothing that reaches further than shared memory.
+
+    Dense convolutions of many channels are cuDNN's: with ``outside`` as part of a program where they are linear maps,
+    so that they merge.
+    """
     if stage.kind == "pool":
         return stage.size <= 7 and stage.dilation == 1 and stage.stride <= 2 and channels <= MOST_CHANNELS
-    most = MOST_CHANNELS if stage.kind == "separable" else MOST_DENSE
-    few = max(channels, stage.spatial.in_channels, stage.conv.out_channels) <= most
-    return few and stage.size <= 7 and stage.dilation * (stage.size // 2) <= FARTHEST and stage.stride <= 2
+    most = max(channels, stage.spatial.in_channels, stage.conv.out_channels)
+    if stage.kind == "dense" and most > MOST_DENSE:
+        linear = stage.norm is None or not uses_batch(stage.norm)
+        return outside and linear and stage.stride == 1 and not isinstance(stage.activation, nn.PReLU)
+    return (
+        most <= MOST_CHANNELS
+        and stage.size <= 7
+        and stage.dilation * (stage.size // 2) <= FARTHEST
+        and stage.stride <= 2
+    )
 
 
 class GpuProgram:
@@ -149,22 +178,26 @@ class GpuProgram:
         self.identities = sum(1 << k for k, row in enumerate(made.candidates) if row[0] == 1)
         self.staged = sum(1 << k for k, row in enumerate(made.candidates) if row[0] == 2)
         self.groups = 1 + max((placed.group for placed in self.stages), default=-1)
-        channels = {made.channels, made.outputs}.union(*({p.stage.inputs, p.stage.outputs} for p in self.stages))
+        own = [p.stage for p in self.stages if not p.stage.outside]
+        channels = {made.channels, made.outputs}.union(*({stage.inputs, stage.outputs} for stage in own))
         self.warps = max(_warps(count) for count in channels)
         self.chunks = max(map(self.chunks_of, channels))
-        self.first_stages = sum(placed.first for placed in self.stages)
-        self.second_stages = len(self.stages) - self.first_stages
+        self.outside = [place for place, placed in enumerate(self.stages) if placed.stage.outside]
+        self.first_stages = sum(placed.first and not placed.stage.outside for placed in self.stages)
+        self.second_stages = sum(not placed.first for placed in self.stages)
         slots = [slot for placed in self.stages for slot in placed.stage.slots]
         self.slots = 1 + max(slots, default=-1)
         self.norms = 1 + max((placed.stage.statistics for placed in self.stages), default=-1)
         self.places = lru_cache(1024)(self._places)
+        self.merges = lru_cache(1024)(self._merges)
         self.forward = lru_cache(256)(self._forward)
         self.backward = lru_cache(256)(self._backward)
 
     @property
     def words(self) -> int:
         """Of the arguments of a kernel; see ``Arguments`` in csrc/gpu/stage.h."""
-        return 8 + 4 * 5 + 7 + 2 * max(self.slots, 1) + max(3 * self.norms, 1) + 3 * max(len(self.stages), 1)
+        tables = 2 * max(self.slots, 1) + max(3 * self.norms, 1) + 3 * max(len(self.stages), 1)
+        return 8 + 4 * 5 + 7 + tables + 5 * max(self.groups, 1) + 4 * max(len(self.outside), 1) + 1
 
     @cached_property
     def constants(self) -> str:
@@ -175,7 +208,8 @@ class GpuProgram:
             "SLOTS": self.slots, "NORMS": self.norms, "STAGES": len(self.stages), "WARPS": self.warps,
             "CHUNKS": self.chunks, "FIRST_STAGES": self.first_stages, "SECOND_STAGES": self.second_stages,
             "CANDIDATES": len(made.candidates), "GROUPS": self.groups, "IDENTITY_SUMS": self.sums,
-            "GROUP_SUMS": 0, "PASSING_SUMS": self.groups * made.channels, "PRODUCTS": self.products,
+            "OUTSIDES": len(self.outside), "GROUP_SUMS": 0, "PASSING_SUMS": self.groups * made.channels,
+            "PRODUCTS": self.products,
         }  # fmt: skip
         groups = [sum(1 << p.candidate for p in self.stages if p.group == g and p.first) for g in range(self.groups)]
         lines = [
@@ -215,14 +249,50 @@ class GpuProgram:
         pixels = n * height * width
         return launches, Sizes(self.places(live)[1][1] * pixels, 3 * self.sums * tiles, 0, 0, 1)
 
-    def _made(self, tiles: int, back: bool) -> list[Launch]:
-        """What stages make, and forward the statistics of their norms."""
+    @property
+    def shifts(self) -> bool:
+        """Whether a stage that torch runs has a norm or a bias, whose gradients take the sum of dy."""
+        return any(s.norm or s.slots[2] >= 0 for s in (self.stages[place].stage for place in self.outside))
+
+    def outside_wanted(self, slots: frozenset) -> bool:
+        """Whether one of the gradients is of a stage that torch's own convolution runs."""
+        return any(slot in slots for place in self.outside for slot in self.stages[place].stage.slots)
+
+    def _merges(self, live: int) -> list[Merge]:
+        """How the live stages that torch's own convolution runs share its calls: those of one input whose kernels fit
+        into one another do. A merged kernel never costs more than its parts."""
+        found = []
+        alive = [(place, p) for place, p in enumerate(self.stages) if p.stage.outside and live >> p.candidate & 1]
+        for group in dict.fromkeys(p.group for _, p in alive):
+            mine = [(place, p.stage) for place, p in alive if p.group == group]
+            widest = max((s.size for _, s in mine if s.dilation == 1), default=0)
+            by_dilation: dict[int, list[tuple[int, Stage]]] = {}
+            for place, s in mine:
+                inside = s.dilation * (s.size - 1) < widest
+                if not self.made.merge:
+                    by_dilation[-place] = [(place, s)]
+                elif s.size > 1:
+                    by_dilation.setdefault(1 if inside else s.dilation, []).append((place, s))
+            points = [(place, s) for place, s in mine if s.size == 1 and self.made.merge]
+            if points:  # the middle of any other kernel
+                by_dilation.setdefault(min(by_dilation, default=1), []).extend(points)
+            for members in by_dilation.values():
+                dilation = min((s.dilation for _, s in members if s.size > 1), default=1)
+                steps = [s.dilation // dilation if s.size > 1 else 1 for _, s in members]
+                size = max(step * (s.size - 1) + 1 for step, (_, s) in zip(steps, members, strict=True))
+                found.append(Merge(group, dilation, size, [place for place, _ in members], steps))
+        return found
+
+    def _made(self, tiles: int, back: bool, outside: bool = False) -> list[Launch]:
+        """What stages make, and forward the statistics of their norms; going back also the gradients of the kernels
+        that torch's own convolution ran with."""
         launches = []
         for kernel, first, count in ((0, True, self.first_stages), (1, False, self.second_stages)):
-            mine = [p for p in self.stages if p.first == first]
+            mine = [p for p in self.stages if p.first == first and not p.stage.outside]
             jobs = count + bool(first and self.identities)
-            if jobs and (back or any(p.stored for p in mine)):
-                launches.append(Launch(kernel, 0, tiles * jobs * self.chunks))
+            rows = sum(self.stages[place].stage.outputs for place in self.outside) if first and outside else 0
+            if rows or (jobs and (back or any(p.stored for p in mine))):
+                launches.append(Launch(kernel, 0, tiles * jobs * self.chunks + rows))
             if not back and any(p.stage.norm for p in mine):
                 launches.append(Launch(2, int(not first), len(self.stages)))
         return launches
@@ -239,11 +309,13 @@ class GpuProgram:
         """Args: the sizes of results and of x; whether gradients are wanted of x, weights and scale; of which slots."""
         made = self.made
         tiles, x_tiles = n * _tiles(*size), n * _tiles(*x_size)
-        launches = self._made(tiles, back=True)
-        launches.append(Launch(4, 0, len(self.stages) + 1))
+        launches = self._made(tiles, back=True, outside=wanted[1] or self.outside_wanted(slots))
+        # The gradient of a norm's input needs the sums of all pixels: those behind the last stages, then those between.
+        batch = any(p.stage.norm == BATCH for p in self.stages)
         if self.second_stages:
+            launches += [Launch(4, 0, len(self.stages) + 1)] * batch
             launches.append(Launch(5, 0, tiles * self.second_stages * self.chunks))
-            launches.append(Launch(4, 1, len(self.stages) + 1))
+        launches.append(Launch(4, (1 if batch else 2) if self.second_stages else 0, len(self.stages) + 1))
         slopes = any(p.first and p.stage.slots[5] in slots for p in self.stages)
         if wanted[0] or wanted[2] or slopes:
             launches.append(Launch(6, 0, x_tiles * self.chunks_of(made.channels) * made.partial))
@@ -267,12 +339,20 @@ class GpuProgram:
         )
         return launches, scratch
 
+    @property
+    def before_merging(self) -> list[Launch]:
+        """What keeps the frozen norms of stages that torch's own convolution runs: their kernels are scaled by them."""
+        normed = any(self.stages[place].stage.norm for place in self.outside)
+        return [Launch(2, 2, len(self.stages))] * normed
+
     def _jobs(self, placed: Placed) -> int:
         """Of the gradients of a stage's kernels; as csrc/gpu/pass_kernels.h counts them."""
         s = placed.stage
+        if s.outside:
+            return 0
         if s.kind == SEPARABLE:
             pointwise = ceil_div(s.inputs, ceil_div(s.inputs, 16))
-            depthwise = min(ceil_div(s.inputs, self.warps), max(1, min(4, HELD // s.size**2)))
+            depthwise = min(ceil_div(s.inputs, self.warps), max(1, min(4, HELD_DEPTHWISE // s.size**2)))
             jobs = self.chunks_of(s.outputs) * ceil_div(s.inputs, pointwise)
             return jobs + ceil_div(s.inputs, self.warps * depthwise)
         if s.kind != DENSE:
@@ -287,9 +367,9 @@ def ceil_div(a: int, b: int) -> int:
 
 
 def _warps(channels: int) -> int:
-    """Of a block: each has four channels, up to sixteen together."""
+    """Of a block: each has four channels, up to sixteen together; a single one would have too many pixels to hold."""
     blocks = ceil_div(channels, 16)
-    return ceil_div(ceil_div(channels, blocks), 4)
+    return max(2, ceil_div(ceil_div(channels, blocks), 4))
 
 
 def _tiles(height: int, width: int) -> int:
@@ -311,7 +391,7 @@ def _initializer(placed: Placed) -> str:
         s.inputs, s.outputs, s.size, s.dilation, s.stride, s.counts_padding,
         f"Norm::{_NORMS[s.norm]}", s.eps, s.momentum, s.moves, s.counts, s.statistics,
         depthwise, conv, bias, gamma, beta, slope, placed.sums,
-        *placed.products,
+        *placed.products, s.outside,
     ]  # fmt: skip
     return "{" + ", ".join(str(int(v)) if isinstance(v, bool) else str(v) for v in values) + "}"
 

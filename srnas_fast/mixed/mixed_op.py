@@ -23,8 +23,9 @@ class MixedOp(PlainMixedOp):
 
     Candidates that are built like those of the search spaces (an activation, convolutions or depthwise separable
     convolutions, batch norms; see :meth:`describe`) are fused: they need nothing but ``x`` to go back. On a CPU with
-    the compiled backend all of them together are a program, one call into C++ in each direction; elsewhere, and for
-    what a program does not serve (dense convolutions of more than 64 channels, half precision), they run in branches.
+    the compiled backend all of them together are a program, one call into C++ in each direction; on a GPU they are one
+    of a few kernels, which are compiled at first use. Elsewhere, and for what a program does not serve (on a CPU dense
+    convolutions of more than 64 channels, half precision; on a GPU float64), they run in branches.
     All other candidates are opaque: they run one at a time in both directions, again in the backward pass instead of
     having kept what they computed. Gradients for ``x``, ``weights`` and all parameters are those of plain autograd, and
     one that nobody asked for is not computed. Batch statistics move once, numbers drawn from torch's default

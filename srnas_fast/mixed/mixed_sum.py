@@ -9,6 +9,7 @@ from torch import Tensor
 from srnas_fast.errors import InputError
 from srnas_fast.mixed.activation import activate, activation_gradient, result_suffices
 from srnas_fast.mixed.call import Call, Return
+from srnas_fast.mixed.gpu import stored
 from srnas_fast.mixed.normed import accumulate
 from srnas_fast.mixed.opaque import Opaque, autocast_of, channels_last
 from srnas_fast.mixed.partial import first_channels
@@ -36,7 +37,7 @@ class ProgramSum(torch.autograd.Function):
     ):
         ctx.share, ctx.live, ctx.given = share, live, (x.shape, x.dtype, weights.shape)
         ctx.save_for_backward(x, weights, scale, *parameters)
-        y, ctx.kept = share.forward(x.to(wide(x)), weights, scale, parameters, live)
+        y, ctx.kept = share.forward(x.to(stored(x)), weights, scale, parameters, live)
         return y.to(kind)
 
     @staticmethod
@@ -49,7 +50,7 @@ class ProgramSum(torch.autograd.Function):
                 "their .data before the backward pass"
             )
         share, live, wanted = ctx.share, ctx.live, ctx.needs_input_grad[3:]
-        dtype = wide(x)
+        dtype = stored(x)
         found = share.backward(dy.to(dtype), x.to(dtype), weights, scale, parameters, ctx.kept, live, wanted)
         if found[0] is not None:
             found[0] = found[0].to(x.dtype)

@@ -115,6 +115,7 @@ def _backward(
         for slot, (parameter, want) in enumerate(zip(parameters, each_wanted, strict=True))
     ]
     if gpu.on_gpu(x):
+        dy = dy if gpu.indexes(dy) else dy.contiguous()
         code = gpu.code_of(made, x, _kind_of(x, parameters))
         at, wants = addresses(parameters), (x_wanted, weights_wanted, scale_wanted)
         dx, dweights, dscale = gpu_call.backward(code, dy, x, weights, scale, at, kept, live, wants, found)
@@ -133,9 +134,10 @@ def _backward(
     return [dx, dweights, dscale, *found]
 
 
-def _kind_of(x: Tensor, parameters: Sequence[Tensor]) -> torch.dtype:
-    """The type of a program's parameters, which are of one."""
-    return parameters[0].dtype if parameters else x.dtype
+def _kind_of(x: Tensor, parameters: Sequence[Tensor], statistics: Sequence[Tensor] = ()) -> torch.dtype:
+    """The type of a program's parameters, which are of one, and of its running statistics, where it has any of them."""
+    known = parameters or statistics
+    return known[0].dtype if known else x.dtype
 
 
 def _backward_on_cpu(
@@ -190,7 +192,7 @@ _library.define(
 
 def _mixed_sum_forward(x, weights, scale, parameters, statistics, program, live):
     parameters = [parameter.contiguous() for parameter in parameters]
-    kind = _kind_of(x, parameters)
+    kind = _kind_of(x, parameters, statistics)
     return _forward(x, weights, scale, addresses(parameters), addresses(statistics), program_of(program), live, kind)
 
 
@@ -243,7 +245,7 @@ def forward(
     """
     if watched(x):
         return _ops.mixed_sum_forward(x, weights, scale, parameters, statistics, made.text, live)
-    results = _forward(x, weights, scale, *at, made, live, _kind_of(x, parameters))
+    results = _forward(x, weights, scale, *at, made, live, _kind_of(x, parameters, statistics))
     moved = [statistics[i] for i in made.moving(live)]
     if moved and not moved[0].is_inference():
         torch.autograd.graph.increment_version(moved)

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from functools import partial as partial_of
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from srnas_fast.mixed.partial import first_channels
 from srnas_fast.mixed.plan import Plan, plan
 from srnas_fast.mixed.program import Program
 from srnas_fast.mixed.unchanged import shapes_of, watch
+from srnas_fast.primitives.direct import autocast_is_on
 from srnas_fast.primitives.images import addresses, wide
 
 
@@ -179,13 +182,15 @@ class Prepared:
         share = self._share(x, partial)
         if share is None:
             return None, False
+        if gpu.on_gpu(x) and prod(share.made.result_shape(x)[1:]) >= gpu.FARTHEST:
+            return None, False
         # Parameters of opaque candidates get gradients also where these are dead.
         alone = not self.plan.opaque and live <= share.candidates
-        if partial == 1:
-            return share, alone
-        if alone and (share.made.stride == 1 or not (x.shape[2] % 2 or x.shape[3] % 2)):
+        if alone and (partial == 1 or share.made.stride == 1 or not (x.shape[2] % 2 or x.shape[3] % 2)):
             return share, True
-        return self._share(first_channels(x.detach(), partial), 1), False
+        # Beside branches it reads what these compute with.
+        size = (1, x.shape[1] // partial, 1, 1)
+        return self._share(x.detach().new_empty(size, dtype=wide(x)), 1), False
 
     def _serves(self, x: Tensor) -> bool:
         """Whether this device has programs for images and parameters of these types."""
@@ -198,15 +203,36 @@ class Prepared:
         return known and cpu_kernels() is not None
 
     def _share(self, x: Tensor, partial: int) -> Share | None:
-        key = x.shape[1], partial, x.dtype if gpu.on_gpu(x) else None
+        key = x.shape[1], partial, (x.dtype, autocast_is_on(x)) if gpu.on_gpu(x) else None
         if key not in self._shares:
             self._shares[key] = self._make(x, partial)
         return self._shares[key]
 
     def _make(self, x: Tensor, partial: int) -> Share | None:
+        described = self._describe(x, partial)
+        if described is None:
+            return None
+        made, candidates, statistics = described
+        if gpu.on_gpu(x) and gpu.code_of(made, x, self.kind_of(x)) is None:
+            return None
+        return Share(made, candidates, self, statistics)
+
+    def kind_of(self, x: Tensor) -> torch.dtype:
+        """The type of the parameters; that of x where there are none."""
+        return self._kind[0] if self._kind else x.dtype
+
+    def program_for(self, x: Tensor, partial: int) -> Program | None:
+        """The program that serves images like x, not compiled yet."""
+        described = self._describe(x, partial) if programs.enabled and self._serves(x) else None
+        return described and described[0]
+
+    def _describe(self, x: Tensor, partial: int) -> tuple[Program, frozenset[int], list[Tensor]] | None:
+        """A program, the candidates that it serves, and the statistics of its norms."""
         channels = x.shape[1] // partial
-        on_gpu = gpu.on_gpu(x)
-        candidates = programs.served(self.plan, channels, gpu_program.takes if on_gpu else programs.takes_on_cpu)
+        takes = programs.takes_on_cpu
+        if gpu.on_gpu(x):  # in branches torch's own convolutions run in autocast's type
+            takes = partial_of(gpu_program.takes, outside=not autocast_is_on(x))
+        candidates = programs.served(self.plan, channels, takes)
         if not candidates:
             return None
         outputs, stride = programs.result_of(self.plan, min(candidates), channels)
@@ -221,7 +247,4 @@ class Prepared:
                 return None
         if not all(map(_is_readable, statistics)):
             return None  # they are written where they are
-        made = programs.program_of(text)
-        if on_gpu and gpu.code_of(made, x, self._kind[0] if self._kind else x.dtype) is None:
-            return None
-        return Share(made, candidates, self, statistics)
+        return programs.program_of(text), candidates, statistics

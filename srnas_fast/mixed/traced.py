@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from srnas_fast.errors import InputError
+from srnas_fast.mixed.gpu import stored
 from srnas_fast.mixed.mixed_sum import kinds_of
 from srnas_fast.mixed.prepared import Prepared, bits_of
 from srnas_fast.mixed.unchanged import MODES
 from srnas_fast.mixed.unfold import SETTINGS, UNFOLD
-from srnas_fast.primitives.images import wide
 
 uncompiled: Callable[..., Tensor] | None = None  # calls a mixed operation as a graph break
 
@@ -159,7 +159,9 @@ def run(ops: nn.ModuleList, found: Traced, x: Tensor, weights: Tensor, scale: Te
     confirm(ops, found.facts)
     parameters = [_tensor(ops, each).contiguous() for each in found.parameters]
     statistics = [_tensor(ops, each) for each in found.statistics]
-    y, _ = torch.ops.srnas_fast.mixed_sum(x.to(wide(x)), weights, scale, parameters, statistics, found.text, found.live)
+    y, _ = torch.ops.srnas_fast.mixed_sum(
+        x.to(stored(x)), weights, scale, parameters, statistics, found.text, found.live
+    )
     return y.to(found.kind)
 
 

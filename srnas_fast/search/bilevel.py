@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from srnas_fast.errors import InputError, require_number, require_whole
+from srnas_fast.mixed import compile_ahead
 from srnas_fast.search.graphs import step_graphs
 from srnas_fast.search.run import memory_format, to_device
 
@@ -127,6 +128,7 @@ class Bilevel:
         )
         supernet.to(memory_format=memory_format(fabric.device))
         self.model, self.weights, self.architecture = fabric.setup(supernet, weights, architecture)
+        compile_ahead(supernet)
         self.graphs = step_graphs(fabric, supernet) if cuda_graphs else None
 
     def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
