@@ -1,7 +1,11 @@
 """Whether the programs of a GPU take an image, what is said where there are none, and that NVRTC compiles them for the
 cards there are; no GPU is needed for it."""
 
+import contextlib
+import itertools
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +16,7 @@ from srnas_fast import MixedOp
 from srnas_fast.backends import choice, nvrtc
 from srnas_fast.backends.toolchain import Unavailable
 from srnas_fast.errors import InputError
-from srnas_fast.mixed import gpu, program
+from srnas_fast.mixed import compile_ahead, gpu, program
 from srnas_fast.mixed.gpu import takes  # as it is, whatever the tests of this room put in its place
 
 CARD = torch.device("cuda", 0)
@@ -68,6 +72,76 @@ def test_a_failure_is_told_once_and_refused_where_they_are_forced(card, monkeypa
     assert str(caught.value) == (
         "SRNAS_FAST_BACKEND is 'cuda', but NVRTC is on holiday; wait, or unset SRNAS_FAST_BACKEND"
     )
+
+
+def programs(*channels):
+    """Programs of convolutions of so many channels."""
+    made = (MixedOp([nn.Conv2d(count, count, 3, padding=1), nn.Identity()]) for count in channels)
+    texts = [
+        program.describe(op._prepare().plan, {0, 1}, count, 1)[0] for op, count in zip(made, channels, strict=True)
+    ]
+    return [gpu.GpuProgram(program.program_of(text), torch.float32, torch.float32) for text in texts]
+
+
+@pytest.fixture
+def loader(card, monkeypatch):
+    """A compiler that only counts what it is asked for, and a driver that numbers kernels."""
+    asked = []
+
+    def compiled(sources, capability):
+        asked.append(len(sources))
+        time.sleep(0.05)  # long enough for another thread to come by
+        return [nvrtc.Image(b"code", "cubin", "") for _ in sources]
+
+    numbers = itertools.count(1)
+    found = SimpleNamespace(launch=1, load=lambda code, names: [next(numbers)])
+    monkeypatch.setattr(gpu, "cubins", compiled)
+    monkeypatch.setattr(gpu.driver, "find", lambda: found)
+    monkeypatch.setattr(gpu, "_codes", {})
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    gpu.capability_of.cache_clear()
+    yield asked
+    gpu.capability_of.cache_clear()
+
+
+def test_programs_are_compiled_all_at_once_and_only_once(loader):
+    first, second, third = programs(3, 4, 5)
+    gpu.load([first, second, first], CARD)
+    gpu.load([second, third], CARD)
+    gpu.load([first], CARD)
+    assert loader == [2 * len(gpu.KERNELS), len(gpu.KERNELS)]
+    functions = [gpu._codes[program, CARD].functions for program in (first, second, third)]
+    assert len(set(itertools.chain(*functions))) == 3 * len(gpu.KERNELS)
+
+
+def test_all_programs_of_a_network_are_compiled_ahead(monkeypatch):
+    asked = []
+    monkeypatch.setattr(gpu, "on_gpu", lambda x: True)
+    monkeypatch.setattr(gpu, "takes", lambda x: True)
+    monkeypatch.setattr(gpu, "load", lambda programs, device: asked.extend(programs))
+    alike = [MixedOp([nn.Conv2d(4, 4, 3, padding=1), nn.Identity()]) for _ in range(2)]
+    pools = MixedOp([nn.MaxPool2d(3, 1, 1), nn.Identity()])  # which do not tell how many channels they see
+    partial = MixedOp([nn.Conv2d(4, 4, 3, padding=1), nn.Identity()], partial=2)
+    assert compile_ahead(nn.Sequential(*alike, pools, partial)) == 2
+    assert [(one.made.channels, one.made.partial) for one in asked] == [(4, 1), (4, 2)]
+
+
+def test_threads_that_need_a_program_at_once_all_get_it(loader):
+    [one] = programs(3)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: gpu.code_of(one.made, image(), torch.float32), range(8)))
+    assert loader == [len(gpu.KERNELS)] and None not in found and len(set(map(id, found))) == 1
+
+
+def test_a_program_that_does_not_compile_is_told_of_and_runs_in_branches(loader, monkeypatch, capsys):
+    def broken(sources, capability):
+        raise RuntimeError("NVRTC 12.9 for sm_86\nmaps.h(3): error: it does not fit")
+
+    monkeypatch.setattr(gpu, "cubins", broken)
+    [one] = programs(3)
+    assert gpu.code_of(one.made, image(), torch.float32) is None
+    assert "maps.h(3): error: it does not fit" in capsys.readouterr().err
 
 
 def test_of_rocm_nobody_expects_them(card, monkeypatch, capsys):

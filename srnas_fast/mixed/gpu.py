@@ -1,5 +1,6 @@
 """Programs on a GPU: whether they serve, and their kernels, which NVRTC compiles at first use."""
 
+import threading
 from collections.abc import Sequence
 from functools import cache
 
@@ -21,6 +22,7 @@ MOST_CHANNELS = 4096  # of images: a number for each lies in shared memory
 FARTHEST = 2**31  # inside an image, elements are counted in 32 bits
 
 _codes: dict[tuple[GpuProgram, torch.device], Code | None] = {}
+_attempt = threading.Lock()
 
 
 def on_gpu(x: Tensor) -> bool:
@@ -79,22 +81,32 @@ def code_of(made: Program, x: Tensor, parameter: torch.dtype) -> Code | None:
 
 def load(programs: Sequence[GpuProgram], device: torch.device) -> None:
     """Compile those that were not yet, all at once, and load them."""
-    new = [program for program in dict.fromkeys(programs) if (program, device) not in _codes]
-    few = [program for program in new if program.words <= MOST_WORDS]
-    _codes.update({(program, device): None for program in new})
-    if not few:
-        return
+    with _attempt:
+        new = [program for program in dict.fromkeys(programs) if (program, device) not in _codes]
+        few = [program for program in new if program.words <= MOST_WORDS]
+        loaded = _load(few, device) if few else {}
+        _codes.update({(program, device): loaded.get(program) for program in new})
+
+
+def _load(programs: list[GpuProgram], device: torch.device) -> dict[GpuProgram, Code]:
+    """Nothing where they cannot be had, which is told once."""
     try:
-        images = iter(cubins([source for program in few for source in sources(program)], capability_of(device)))
-        found = driver.find()
+        images = iter(cubins([source for program in programs for source in sources(program)], capability_of(device)))
+        found, launch_all, codes = driver.find(), cpu.outcome().module.launch_all, {}
         with torch.cuda.device(device):
             torch.cuda.current_stream()  # a context is there from now on
-            for program in few:
+            for program in programs:
                 functions = [found.load(next(images).code, [f"srnas_fast_{name}"])[0] for name in KERNELS]
-                launch_all = cpu.outcome().module.launch_all
-                _codes[program, device] = Code(program, functions, found.launch, launch_all)
+                codes[program] = Code(program, functions, found.launch, launch_all)
+        return codes
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # it was tried with a kernel of a line: this is a fault of ours
+        *_, last = (str(error).strip() or type(error).__name__).splitlines()
+        _tell(Unavailable(f"they do not compile or load ({last[:200]})", "report it, with `srnas-fast doctor`"), device)
     except Unavailable as failure:
         _tell(failure, device)
+    return {}
 
 
 @cache
