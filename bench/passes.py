@@ -271,8 +271,8 @@ def rows_of(case: Mixed, capability: tuple[int, int], compiler: nvrtc.Nvrtc) -> 
     program, card = program_of(case), CARDS[capability]
     built, rows = build(program, compiler, capability), []
     for name, kernel, grid, work in launches_of(case, program):
-        own = built[KERNELS.index(kernel)]
-        blocks = blocks_that_fit(card, own, program.warps)
+        own, warps = built[KERNELS.index(kernel)], program.threads(KERNELS.index(kernel)) // 32
+        blocks = blocks_that_fit(card, own, warps)
         at_peak = work.bytes / card.bytes * 1e6, 2 * work.macs / card.operations * 1e6
         busy = min(1.0, grid / card.multiprocessors)
         rows.append({
@@ -282,8 +282,8 @@ def rows_of(case: Mixed, capability: tuple[int, int], compiler: nvrtc.Nvrtc) -> 
             "spilled": own.spilled,
             "shared, KiB": own.shared / 1024,
             "blocks/SM": blocks,
-            "warps/SM": blocks * program.warps,
-            "occupancy": blocks * program.warps / card.warps,
+            "warps/SM": blocks * warps,
+            "occupancy": blocks * warps / card.warps,
             "grid": grid,
             "MB": work.bytes / 1e6,
             "MMAC": work.macs / 1e6,

@@ -47,6 +47,7 @@ struct Arguments {
 };
 
 constexpr int THREADS = 32 * WARPS;
+constexpr int FINISHERS = 16;     // warps of a block that adds up what tiles have left, a channel by each
 constexpr int CHUNK = 4 * WARPS;  // channels of a block: each warp has four of them
 
 __device__ inline int warp_index() { return int(threadIdx.x) / 32; }

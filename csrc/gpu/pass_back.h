@@ -24,6 +24,16 @@ __device__ inline double total_of(const Arguments& call, int channel, int which,
     return warp_sum_wide(total);
 }
 
+// The sum of what the first lanes of a block's warps give, in the first thread.
+__device__ inline double sum_of_warps(double* of_warps, double value) {
+    const int warps = int(blockDim.x) / 32;
+    if (lane_index() == 0) of_warps[warp_index()] = value;
+    __syncthreads();
+    double sum = 0;
+    for (int warp = 0; warp < warps && threadIdx.x == 0; ++warp) sum += of_warps[warp];
+    return sum;
+}
+
 // From the sums of g and of g times the normalised z, where g is the gradient of what the norm makes and
 // comes with the factor `weight`: the gradients of the norm and of the bias, and the coefficients. Returns
 // what the channel adds to the gradient of that factor.
@@ -66,15 +76,15 @@ __device__ void finish_stage(const Arguments& call) {
     constexpr Stage s = STAGE[S];
     constexpr bool last = s.last;
     if (call.phase == (last ? 1 : 0) || !call.alive(s.candidate)) return;
-    SHARED(double, of_factor, larger(s.outputs, WARPS));
+    SHARED(double, of_warps, FINISHERS);
     // Torch's own convolutions leave one share.
     const int64_t tiles = call.tiles(), shares = s.outside ? 1 : tiles;
     const double weight = last ? double(call.weights[s.candidate]) : 1.0;
-    double slopes = 0;  // in every lane
-    for (int channel = warp_index(); channel < s.outputs; channel += WARPS) {
+    double of_factor = 0, slopes = 0;  // the warp's
+    for (int channel = warp_index(); channel < s.outputs; channel += FINISHERS) {
         const double total = total_of(call, s.sums + channel, 0, tiles, shares);
         const double product = total_of(call, s.sums + channel, 1, tiles, shares);
-        if (lane_index() == 0) of_factor[channel] = finish_channel<S>(call, channel, weight, total, product);
+        if (lane_index() == 0) of_factor += finish_channel<S>(call, channel, weight, total, product);
         if constexpr (!s.last) {
             // Of the activation between the stages.
             constexpr Stage second = STAGE[s.other];
@@ -88,20 +98,14 @@ __device__ void finish_stage(const Arguments& call) {
             }
         }
     }
-    __syncthreads();
-    if (last && threadIdx.x == 0 && call.dweights) {
-        double sum = 0;
-        for (int channel = 0; channel < s.outputs; ++channel) sum += of_factor[channel];
-        call.dweights[s.candidate] = real(sum);
+    if constexpr (last) {
+        const double sum = sum_of_warps(of_warps, of_factor);
+        if (threadIdx.x == 0 && call.dweights) call.dweights[s.candidate] = real(sum);
     }
     if constexpr (!s.last) {
         constexpr Stage second = STAGE[s.other];
         if constexpr (second.activation == Activation::prelu && second.slopes == 1) {
-            __syncthreads();
-            if (lane_index() == 0) of_factor[warp_index()] = slopes;
-            __syncthreads();
-            double sum = 0;
-            for (int warp = 0; warp < WARPS; ++warp) sum += of_factor[warp];
+            const double sum = sum_of_warps(of_warps, slopes);
             if (threadIdx.x == 0) give<second.slope_slot>(call, 0, sum);
         }
     }
@@ -110,16 +114,13 @@ __device__ void finish_stage(const Arguments& call) {
 // The gradients of the weights of candidates without stages.
 __device__ inline void finish_plain(const Arguments& call) {
     if (call.phase == 1 || !call.dweights) return;
-    SHARED(double, products, CHANNELS);
+    SHARED(double, of_warps, FINISHERS);
     const int64_t tiles = call.tiles();
-    for (int channel = warp_index(); IDENTITIES && channel < CHANNELS; channel += WARPS) {
-        const double product = total_of(call, IDENTITY_SUMS + channel, 1, tiles, tiles);
-        if (lane_index() == 0) products[channel] = product;
-    }
-    __syncthreads();
+    double product = 0;
+    for (int channel = warp_index(); IDENTITIES && channel < CHANNELS; channel += FINISHERS)
+        product += total_of(call, IDENTITY_SUMS + channel, 1, tiles, tiles);
+    const double sum = sum_of_warps(of_warps, product);
     if (threadIdx.x != 0) return;
-    double sum = 0;
-    for (int channel = 0; IDENTITIES && channel < CHANNELS; ++channel) sum += products[channel];
     for (int k = 0; k < CANDIDATES; ++k) {
         const bool same = IDENTITIES >> k & 1, staged = STAGED >> k & 1;
         if (!call.alive(k) || !staged) call.dweights[k] = same && call.alive(k) ? real(sum) : real(0);

@@ -143,12 +143,11 @@ __device__ inline void input_gradient(const Arguments& call, real* room, real* c
     for (int k = 0; k < CHANNELS_PER_WARP; ++k) {
         const int channel = channel_of(chunk, k);
         if (channel >= CHANNELS) continue;
+        if (any) add_column(dy, tile, channel, same, k, sums);
+        Pixel* const to = dx + channel * int(call.dx.c) + (tile.left + lane_x()) * int(call.dx.w);
 #pragma unroll
         for (int q = 0; q < COLUMN; ++q) {
-            if (!inside(tile, q)) continue;
-            const int row = tile.top + lane_y() + q, column = tile.left + lane_x();
-            const real value = sums[q][k] + (any ? same * dy.at(channel, row, column) : real(0));
-            put(dx + channel * int(call.dx.c) + row * int(call.dx.h) + column * int(call.dx.w), value);
+            if (inside(tile, q)) put(to + (tile.top + lane_y() + q) * int(call.dx.h), sums[q][k]);
         }
     }
 }
@@ -161,20 +160,16 @@ __device__ void finish_slopes(const Arguments& call, int64_t tiles) {
     if constexpr (S >= 0) {
         constexpr Stage s = STAGE[S];
         if constexpr (s.activation == Activation::prelu) {
-            SHARED(double, shares, CHANNELS);
+            SHARED(double, of_warps, WARPS);
             if (!(call.live & GROUP_CANDIDATES[GROUP])) return;
+            double all = 0;
             for (int channel = warp_index(); channel < CHANNELS; channel += WARPS) {
                 const double total = total_of(call, slope_sums<GROUP>() + channel, 0, tiles, tiles);
-                if (lane_index() == 0) shares[channel] = total;
+                if (s.slopes > 1 && lane_index() == 0) give<s.slope_slot>(call, channel, total);
+                all += total;
             }
-            __syncthreads();
-            if (threadIdx.x != 0) return;
-            double sum = 0;
-            for (int channel = 0; channel < CHANNELS; ++channel) {
-                if (s.slopes > 1) give<s.slope_slot>(call, channel, shares[channel]);
-                sum += shares[channel];
-            }
-            if (s.slopes == 1) give<s.slope_slot>(call, 0, sum);
+            const double sum = sum_of_warps(of_warps, all);
+            if (s.slopes == 1 && threadIdx.x == 0) give<s.slope_slot>(call, 0, sum);
         }
     }
 }

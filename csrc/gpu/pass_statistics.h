@@ -26,35 +26,40 @@ __device__ void finish_statistics(const Arguments& call) {
         share[0] = real(s.momentum >= 0 ? s.momentum : seen > 0 ? 1 / seen : 0);
     }
     __syncthreads();
-    const int64_t per_image = call.tiles_of_an_image(), tiles = call.tiles();
+    const int64_t tiles = call.tiles();
+    const uint32_t per_image = uint32_t(call.tiles_of_an_image());
+    const uint32_t across = uint32_t((call.out_width + SIDE - 1) / SIDE);
+    const auto pixels_of = [&](int64_t t) {
+        return double(
+            Tile::count(uint32_t(t) % per_image, across, int(call.out_height), int(call.out_width)));
+    };
     const double pixels = double(call.pixels());
-    for (int channel = warp_index(); channel < s.outputs; channel += WARPS) {
+    for (int channel = warp_index(); channel < s.outputs; channel += FINISHERS) {
         const real bias = parameter<s.bias>(call, channel);
         double mean = 0, variance = 0;
         if constexpr (s.norm == Norm::batch) {
             double total = 0, squares = 0;
-            for (int64_t t = lane_index(); t < tiles; t += 32) {
-                const Tile tile = Tile::make(t % per_image, call.out_height, call.out_width);
-                total += double(tile.count()) * double(partial_sum(call, s.sums + channel, 0, t, tiles));
-            }
+#pragma unroll 4
+            for (int64_t t = lane_index(); t < tiles; t += 32)
+                total += pixels_of(t) * double(partial_sum(call, s.sums + channel, 0, t, tiles));
             mean = warp_sum_wide(total) / pixels;
+#pragma unroll 4
             for (int64_t t = lane_index(); t < tiles; t += 32) {
-                const Tile tile = Tile::make(t % per_image, call.out_height, call.out_width);
                 const double apart = double(partial_sum(call, s.sums + channel, 0, t, tiles)) - mean;
-                squares += double(partial_sum(call, s.sums + channel, 1, t, tiles)) +
-                           double(tile.count()) * apart * apart;
+                squares +=
+                    double(partial_sum(call, s.sums + channel, 1, t, tiles)) + pixels_of(t) * apart * apart;
             }
             variance = warp_sum_wide(squares) / pixels;
             if (s.moves && lane_index() == 0) {
                 const double moved = double(share[0]), unbiased = variance * (pixels / (pixels - 1));
-                const double was_mean = double(read(running_mean + channel));
-                const double was_variance = double(read(running_variance + channel));
+                const double was_mean = double(number(running_mean[channel]));
+                const double was_variance = double(number(running_variance[channel]));
                 put(running_mean + channel, real(was_mean + moved * (mean + double(bias) - was_mean)));
                 put(running_variance + channel, real(was_variance + moved * (unbiased - was_variance)));
             }
         } else {
-            mean = double(read(running_mean + channel)) - double(bias);
-            variance = double(read(running_variance + channel));
+            mean = double(number(running_mean[channel])) - double(bias);
+            variance = double(number(running_variance[channel]));
         }
         if (lane_index() == 0) {
             call.kept[S][channel] = real(mean);

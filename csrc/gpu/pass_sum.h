@@ -76,10 +76,21 @@ __device__ inline void add_outside(const Arguments& call, const Tile& tile, int 
 // The weights of all live identities.
 __device__ inline real identity_weight(const Arguments& call) {
     real weight = 0;
-    for (int k = 0; k < 64; ++k) {
+#pragma unroll
+    for (int k = 0; k < CANDIDATES; ++k) {
         if (IDENTITIES >> k & 1 && call.alive(k)) weight += call.weights[k];
     }
     return weight;
+}
+
+// Adds a lane's pixels of an image to its k-th channel. All of them are on their way at once: outside of the
+// image stands its last pixel, which nobody stores.
+__device__ inline void add_column(const Outer& image, const Tile& tile, int channel, real factor, int k,
+                                  Sums& sums) {
+    const int column = min(tile.left + lane_x(), tile.width - 1);
+#pragma unroll
+    for (int q = 0; q < COLUMN; ++q)
+        sums[q][k] += factor * image.at(channel, min(tile.top + lane_y() + q, tile.height - 1), column);
 }
 
 __device__ inline real passing_scale(const Arguments& call) { return call.scale ? *call.scale : real(1); }
@@ -136,12 +147,11 @@ __device__ inline void weighted_sum(const Arguments& call, real* room, real* aff
     for (int k = 0; k < CHANNELS_PER_WARP; ++k) {
         const int channel = channel_of(chunk, k);
         if (channel >= OUTPUTS) continue;
+        if (any) add_column(x, tile, channel, same, k, sums);
+        Pixel* const to = y + channel * PARTIAL * int(call.y.c) + (tile.left + lane_x()) * int(call.y.w);
 #pragma unroll
         for (int q = 0; q < COLUMN; ++q) {
-            if (!inside(tile, q)) continue;
-            const int row = tile.top + lane_y() + q, column = tile.left + lane_x();
-            const real value = sums[q][k] + (any ? same * x.at(channel, row, column) : real(0));
-            put(y + channel * PARTIAL * int(call.y.c) + row * int(call.y.h) + column * int(call.y.w), value);
+            if (inside(tile, q)) put(to + (tile.top + lane_y() + q) * int(call.y.h), sums[q][k]);
         }
     }
 }

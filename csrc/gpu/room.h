@@ -1,5 +1,5 @@
 // How much shared memory a kernel's maps stage at a time, in numbers: so little that enough warps fit on a
-// multiprocessor, of which those of 100 KiB have the least, and never more than a block may have.
+// multiprocessor, and never more than a block may have.
 #pragma once
 
 #include "call.h"
@@ -12,10 +12,19 @@ constexpr int CHANNELS_PER_WARP = 4;            // k = 0..3: channel 4 * warp + 
 constexpr int TABLES = 128 + 192;     // what stands beside what is staged: scales and shifts, coefficients
 constexpr int MOST = 12288 - TABLES;  // 48 KiB a block
 
+// Of a multiprocessor; those that have more are not asked for it.
+#ifdef __CUDA_ARCH__
+constexpr int SHARED_KIB = __CUDA_ARCH__ == 750 ? 64 : __CUDA_ARCH__ < 750 ? 96 : 100;
+#else
+constexpr int SHARED_KIB = 100;
+#endif
+
 // Blocks of a kernel that are to fit on a multiprocessor, so that it has so many warps; and what each of them
 // may then stage. A KiB of each is the driver's.
 constexpr int blocks_for(int warps) { return ceil_div(warps, WARPS); }
-constexpr int aim_for(int blocks) { return larger(1600, smaller(MOST, (100 / blocks - 1) * 256 - TABLES)); }
+constexpr int aim_for(int blocks) {
+    return larger(1600, smaller(MOST, (SHARED_KIB / blocks - 1) * 256 - TABLES));
+}
 constexpr int MANY = blocks_for(15), FEWER = blocks_for(12);
 constexpr int AIM = aim_for(MANY);
 

@@ -18,6 +18,11 @@ struct Tile {
         return {int(index / per_image), within / across * SIDE, within % across * SIDE, int(height),
                 int(width)};
     }
+    // Of the tile that is so many behind an image's first.
+    __device__ static int count(uint32_t within, uint32_t across, int height, int width) {
+        const int top = int(within / across) * SIDE, left = int(within % across) * SIDE;
+        return min(SIDE, height - top) * min(SIDE, width - left);
+    }
     __device__ int rows() const { return min(SIDE, height - top); }
     __device__ int columns() const { return min(SIDE, width - left); }
     __device__ int count() const { return rows() * columns(); }

@@ -25,8 +25,9 @@ int cuGetErrorString(int status, const char** text) {
     *text = status == 222 ? "the provided PTX was compiled with an unsupported toolchain." : "some error";
     return 0;
 }
+int bound, retained;
 int cuModuleLoadDataEx(void** module, const void* code, unsigned count, const int* options, void** values) {
-    if (count != 2 || options[0] != 5 || options[1] != 6 || !inits) return 1;
+    if (count != 2 || options[0] != 5 || options[1] != 6 || !inits || bound != 1) return 1;
     loads += 1;
     strncpy(loaded, (const char*)code, sizeof loaded - 1);
     if (load_status) snprintf((char*)values[0], (size_t)values[1], "ptxas fatal:\n unresolved\n");
@@ -38,6 +39,10 @@ int cuModuleGetFunction(void** function, void* module, const char* name) {
     *function = (void*)strlen(name);
     return function_status;
 }
+int cuDeviceGet(int* device, int index) { *device = index; return inits ? 0 : 3; }
+int cuDevicePrimaryCtxRetain(void** context, int device) { retained += 1; *context = &bound + device; return 0; }
+int cuCtxPushCurrent_v2(void* context) { bound += context == &bound; return 0; }
+int cuCtxPopCurrent_v2(void** context) { bound -= 1; *context = 0; return 0; }
 int cuLaunchKernel(void* function, int threads) { launches += threads; return 0; }
 """
 CODE = b"code of first and of second"
@@ -81,6 +86,7 @@ def test_kernels_by_name(stub):
     assert found.load(CODE, ["first", "second"]) == [5, 6]
     assert found.load(CODE, []) == []
     assert (stub("inits").value, stub("loads").value) == (1, 2)
+    assert (stub("bound").value, stub("retained").value) == (0, 1)  # torch's context, for as long as it takes
     assert driver.find() is found
 
 

@@ -38,7 +38,7 @@ def card(monkeypatch, tmp_path):
     found = {
         "capability": (6, 1),
         "compiler": Compiler(),
-        "driver": SimpleNamespace(version=(12, 6), load=lambda code, names: loaded.append((code, *names))),
+        "driver": SimpleNamespace(version=(12, 6), load=lambda code, names, index: loaded.append((code, *names))),
         "built": Build(None, Path("/cache/a"), None),
         "loaded": loaded,
     }
@@ -123,7 +123,7 @@ def test_rocm(card, monkeypatch):
 
 
 def test_a_driver_that_does_not_take_the_code(card):
-    def load(code, names):
+    def load(code, names, index):
         raise Unavailable("the driver, of CUDA 12.4, does not take the GPU code", "install a newer NVIDIA driver")
 
     card["driver"].load = load
@@ -131,7 +131,7 @@ def test_a_driver_that_does_not_take_the_code(card):
 
 
 def test_full_memory_says_nothing_about_programs(card):
-    def load(code, names):
+    def load(code, names, index):
         raise torch.OutOfMemoryError("no room")
 
     before, card["driver"].load = card["driver"].load, load

@@ -614,9 +614,9 @@ def test_as_many_words_as_kernels_take(monkeypatch, name):
     def counting(*arguments):
         code = emulate(*arguments)
 
-        def launch_all(launch, stream, words, rows):
+        def launch_all(launch, context, stream, words, rows):
             counts.append((len(words), code.program.words))
-            return code.launch_all(launch, stream, words, rows)
+            return code.launch_all(launch, context, stream, words, rows)
 
         return code._replace(launch_all=launch_all)
 

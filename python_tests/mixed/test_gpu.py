@@ -1,7 +1,6 @@
 """Whether the programs of a GPU take an image, what is said where there are none, and that NVRTC compiles them for the
 cards there are; no GPU is needed for it."""
 
-import contextlib
 import itertools
 import re
 import time
@@ -94,12 +93,12 @@ def loader(card, monkeypatch):
         return [nvrtc.Image(b"code", "cubin", "") for _ in sources]
 
     numbers = itertools.count(1)
-    found = SimpleNamespace(launch=1, load=lambda code, names: [next(numbers)])
+    found = SimpleNamespace(
+        launch=1, load=lambda code, names, index: [next(numbers)], context=lambda index: (index + 1, 2, 3)
+    )
     monkeypatch.setattr(gpu, "cubins", compiled)
     monkeypatch.setattr(gpu.driver, "find", lambda: found)
     monkeypatch.setattr(gpu, "_codes", {})
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
     gpu.capability_of.cache_clear()
     yield asked
     gpu.capability_of.cache_clear()

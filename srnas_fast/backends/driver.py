@@ -32,26 +32,46 @@ class Driver:
     def __init__(self, library: ctypes.CDLL):
         self._library = library
         self._ready = False
-        self.launch = ctypes.cast(library.cuLaunchKernel, ctypes.c_void_p).value  # the address, for C++ code
+        self._contexts: dict[int, int] = {}
+        self.launch = _address(library.cuLaunchKernel)  # for C++ code
+        self._push, self._pop = library.cuCtxPushCurrent_v2, library.cuCtxPopCurrent_v2
         version = ctypes.c_int()
         status = library.cuDriverGetVersion(ctypes.byref(version))
         if status:  # a toolkit's stub, to link against
             raise Unavailable(f"the CUDA driver does not work ({self._error(status)})", "install the NVIDIA driver")
         self.version = (version.value // 1000, version.value % 1000 // 10)  # of the newest CUDA that it knows
 
-    def load(self, code: bytes, names: Sequence[str]) -> list[int]:
-        """Load a cubin or PTX into the current context, which torch has made; the handles of its kernels.
+    def context(self, index: int) -> tuple[int, int, int]:
+        """The context that torch has on a GPU, and the addresses of the functions that make it a thread's and no more.
+
+        Torch makes it a thread's where it first needs it: a thread that launches before that, such as autograd's own
+        for a backward pass, has none.
+        """
+        self._begin()
+        if index not in self._contexts:
+            device, context = ctypes.c_int(), ctypes.c_void_p()
+            self._check(self._library.cuDeviceGet(ctypes.byref(device), index), "cuDeviceGet", "")
+            status = self._library.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+            self._check(status, "cuDevicePrimaryCtxRetain", "")
+            self._contexts[index] = context.value
+        return self._contexts[index], _address(self._push), _address(self._pop)
+
+    def load(self, code: bytes, names: Sequence[str], index: int = 0) -> list[int]:
+        """Load a cubin or PTX into torch's context on a GPU; the handles of its kernels.
 
         Raises:
             Unavailable: this driver does not take the code, or does not work.
-            RuntimeError: there is no such kernel, no context.
+            RuntimeError: there is no such kernel.
             torch.OutOfMemoryError: the GPU's memory is full.
         """
-        if not self._ready:
-            status = self._library.cuInit(0)
-            if status:
-                raise Unavailable(f"the CUDA driver does not work ({self._error(status)})", "run nvidia-smi")
-            self._ready = True
+        context, *_ = self.context(index)
+        self._check(self._push(ctypes.c_void_p(context)), "cuCtxPushCurrent", "")
+        try:
+            return self._load(code, names)
+        finally:
+            self._pop(ctypes.byref(ctypes.c_void_p()))
+
+    def _load(self, code: bytes, names: Sequence[str]) -> list[int]:
         log = ctypes.create_string_buffer(LOG_BYTES)
         options = (ctypes.c_int * 2)(ERROR_LOG, ERROR_LOG_BYTES)
         values = (ctypes.c_void_p * 2)(ctypes.addressof(log), LOG_BYTES)
@@ -60,6 +80,13 @@ class Driver:
         status = self._library.cuModuleLoadDataEx(ctypes.byref(module), ctypes.c_char_p(code), 2, options, values)
         self._check(status, "cuModuleLoadDataEx", log.value.decode(errors="replace"))
         return [self._function(module, name) for name in names]
+
+    def _begin(self) -> None:
+        if not self._ready:
+            status = self._library.cuInit(0)
+            if status:
+                raise Unavailable(f"the CUDA driver does not work ({self._error(status)})", "run nvidia-smi")
+            self._ready = True
 
     def _function(self, module: ctypes.c_void_p, name: str) -> int:
         function = ctypes.c_void_p()
@@ -96,6 +123,10 @@ class Driver:
         text = ctypes.c_char_p()
         self._library.cuGetErrorString(status, ctypes.byref(text))
         return (text.value or b"unknown").decode() + f", error {status}"
+
+
+def _address(function) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value
 
 
 def find() -> Driver:

@@ -49,13 +49,21 @@ def _why_not_on(index: int) -> Unavailable | None:
     return _trial(torch.device("cuda", index))
 
 
+def refuse_capture() -> None:
+    """Raises RuntimeError where a CUDA graph is being captured: what loads code would break it."""
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "a mixed operation meets images of a new kind inside the capture of a CUDA graph, where its kernels cannot "
+            "be loaded; run it once before the capture"
+        )
+
+
 def _trial(device: torch.device) -> Unavailable | None:
     """Why the smallest kernel is not compiled or loaded: an NVRTC that is not whole, a driver that is older."""
+    refuse_capture()
     try:
         [image] = cubins([Source(TRIAL, {})], torch.cuda.get_device_capability(device))
-        with torch.cuda.device(device):
-            torch.zeros(1, device=device)  # torch's context is this thread's from now on
-            driver.find().load(image.code, ["srnas_fast_trial"])
+        driver.find().load(image.code, ["srnas_fast_trial"], device.index)
     except Unavailable as failure:
         return failure
     except torch.OutOfMemoryError:

@@ -10,7 +10,7 @@ from torch import Tensor
 from srnas_fast.backends import cpu, driver, triton
 from srnas_fast.backends.choice import forced, missing
 from srnas_fast.backends.cubins import Source, cubins
-from srnas_fast.backends.gpu import why_not
+from srnas_fast.backends.gpu import refuse_capture, why_not
 from srnas_fast.backends.toolchain import Unavailable
 from srnas_fast.mixed.gpu_call import Code
 from srnas_fast.mixed.gpu_program import KERNELS, MOST_WORDS, SOURCES, GpuProgram
@@ -89,18 +89,22 @@ def load(programs: Sequence[GpuProgram], device: torch.device) -> None:
 
 
 def _load(programs: list[GpuProgram], device: torch.device) -> dict[GpuProgram, Code]:
-    """Nothing where they cannot be had, which is told once."""
+    """Nothing where they cannot be had, which is told once.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured, which could not go on.
+    """
+    refuse_capture()
     try:
         images = iter(cubins([source for program in programs for source in sources(program)], capability_of(device)))
         found, launch_all, codes = driver.find(), cpu.outcome().module.launch_all, {}
-        with torch.cuda.device(device):
-            torch.cuda.current_stream()  # a context is there from now on
-            for program in programs:
-                functions = [found.load(next(images).code, [f"srnas_fast_{name}"])[0] for name in KERNELS]
-                codes[program] = Code(program, functions, found.launch, launch_all)
+        index = device.index or 0
+        for program in programs:
+            functions = [found.load(next(images).code, [f"srnas_fast_{name}"], index)[0] for name in KERNELS]
+            codes[program] = Code(program, functions, found.launch, launch_all, found.context(index))
         return codes
     except torch.OutOfMemoryError:
-        raise
+        raise  # says nothing about programs
     except RuntimeError as error:  # it was tried with a kernel of a line: this is a fault of ours
         *_, last = (str(error).strip() or type(error).__name__).splitlines()
         _tell(Unavailable(f"they do not compile or load ({last[:200]})", "report it, with `srnas-fast doctor`"), device)

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from srnas_fast.backends.choice import on_its_device
 from srnas_fast.backends.compiled import stream
 from srnas_fast.mixed.gpu_outside import Outside
 from srnas_fast.mixed.gpu_program import GpuProgram, Launch, Sizes, addresses_of
@@ -22,12 +21,14 @@ class Code(NamedTuple):
         functions: handles, in the order of ``gpu_program.KERNELS``.
         launch: the address of the driver's cuLaunchKernel.
         launch_all: the compiled function that calls it.
+        context: what makes the GPU's context that of a thread; see ``Driver.context``.
     """
 
     program: GpuProgram
     functions: list[int]
     launch: int
     launch_all: Any
+    context: tuple[int, int, int] = (0, 0, 0)
 
 
 def forward(
@@ -124,10 +125,9 @@ class _Call:
 
     def launch(self, launches: Sequence[Launch]) -> None:
         """Launch kernels in their order on torch's current stream."""
-        code, x, threads = self.code, self.x, 32 * self.code.program.warps
-        rows = [(code.functions[kernel], phase, blocks, threads) for kernel, phase, blocks in launches]
-        launch_all = on_its_device(x.device, code.launch_all) if x.is_cuda else code.launch_all
-        error = launch_all(code.launch, stream(x.device), self._words(), rows)
+        code, x, threads = self.code, self.x, self.code.program.threads
+        rows = [(code.functions[kernel], phase, blocks, threads(kernel)) for kernel, phase, blocks in launches]
+        error = code.launch_all(code.launch, code.context, stream(x.device), self._words(), rows)
         if error:
             raise RuntimeError(f"the CUDA driver refuses a kernel of a mixed operation: error {error}")
 

@@ -30,6 +30,7 @@ _ACTIVATIONS = ("none", "relu", "leaky", "prelu", "sine")
 _NORMS = ("none", "batch", "frozen")
 DENSE, SEPARABLE = 0, 1
 BATCH = 1  # what a norm uses
+FINISHERS = 16  # warps of a block that adds up what tiles have left
 
 
 class Stage(NamedTuple):
@@ -198,6 +199,10 @@ class GpuProgram:
         """Of the arguments of a kernel; see ``Arguments`` in csrc/gpu/stage.h."""
         tables = 2 * max(self.slots, 1) + max(3 * self.norms, 1) + 3 * max(len(self.stages), 1)
         return 8 + 4 * 5 + 7 + tables + 5 * max(self.groups, 1) + 4 * max(len(self.outside), 1) + 1
+
+    def threads(self, kernel: int) -> int:
+        """Of a block of the kernel with this number."""
+        return 32 * (FINISHERS if KERNELS[kernel] in ("statistics", "finish") else self.warps)
 
     @cached_property
     def constants(self) -> str:
