@@ -29,7 +29,8 @@ struct Taps {
 // The convolution of one plane with one kernel; FLIPPED: with its transposed one.
 template <int SIZE, int DILATION, int STEP, int PITCH, bool FLIPPED>
 __device__ void convolve(const real* plane, const real* kernel, real (&sums)[COLUMN]) {
-#pragma unroll
+    // Of kernels that reach far more at once would take too many registers.
+#pragma unroll((SIZE - 1) * DILATION > 6 ? 1 : SIZE)
     for (int j = 0; j < SIZE; ++j) {
         Taps<SIZE, DILATION, STEP> taps;
         taps.template load<PITCH>(plane, j);

@@ -3,7 +3,7 @@ their registers and shared memory."""
 
 import re
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import NamedTuple
@@ -73,13 +73,12 @@ def compiled(program: gpu_program.GpuProgram, capability: tuple[int, int]) -> li
         return list(threads.map(one, gpu_program.KERNELS, gpu.sources(program)))
 
 
-def check(program: gpu_program.GpuProgram, capability: tuple[int, int], but: Collection[str] = ()) -> None:
+def check(program: gpu_program.GpuProgram, capability: tuple[int, int]) -> None:
     kernels = compiled(program, capability)
     print(f"\n{program.warps} warps a block\nkernel      registers  stack  spilled  shared  seconds")
     for name, registers, stack, spilled, shared, seconds in kernels:
         print(f"{name:12}{registers:9}{stack:7}{spilled:9}{shared:8}{seconds:9.1f}")
-    assert {kernel.name for kernel in kernels if kernel.stack or kernel.spilled} <= set(but)
-    assert max(max(kernel.stack, kernel.spilled) for kernel in kernels) <= 8
+    assert not [kernel.name for kernel in kernels if kernel.stack or kernel.spilled]
     assert max(kernel.shared for kernel in kernels) <= MOST_SHARED
 
 
@@ -94,9 +93,7 @@ CHOSEN += [((9, 0), "hinas"), ((9, 0), "darts"), ((12, 0), "hinas"), ((12, 0), "
 
 @pytest.mark.parametrize(("capability", "name"), CHOSEN, ids=lambda value: str(value).replace(", ", "."))
 def test_no_kernel_spills(capability, name):
-    # One register of 168 is too many there, of a loop that runs four times a tile.
-    but = ["input"] if (capability, name) == ((6, 1), "dlsr") else []
-    check(program_of(BENCHES[name]()), capability, but)
+    check(program_of(BENCHES[name]()), capability)
 
 
 @pytest.mark.parametrize(

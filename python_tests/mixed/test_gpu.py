@@ -116,6 +116,7 @@ def test_programs_are_compiled_all_at_once_and_only_once(loader):
 
 def test_all_programs_of_a_network_are_compiled_ahead(monkeypatch):
     asked = []
+    monkeypatch.setattr(program, "enabled", True)
     monkeypatch.setattr(gpu, "on_gpu", lambda x: True)
     monkeypatch.setattr(gpu, "takes", lambda x: True)
     monkeypatch.setattr(gpu, "load", lambda programs, device: asked.extend(programs))
