@@ -16,7 +16,7 @@ from srnas_fast.backends import choice, nvrtc
 from srnas_fast.backends.toolchain import Unavailable
 from srnas_fast.errors import InputError
 from srnas_fast.mixed import compile_ahead, gpu, program
-from srnas_fast.mixed.gpu import takes  # as it is, whatever the tests of this room put in its place
+from srnas_fast.mixed.gpu import code_of, takes  # as they are, whatever the tests of this room put in its place
 
 CARD = torch.device("cuda", 0)
 
@@ -130,7 +130,7 @@ def test_all_programs_of_a_network_are_compiled_ahead(monkeypatch):
 def test_threads_that_need_a_program_at_once_all_get_it(loader):
     [one] = programs(3)
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: gpu.code_of(one.made, image(), torch.float32), range(8)))
+        found = list(pool.map(lambda _: code_of(one.made, image(), torch.float32), range(8)))
     assert loader == [len(gpu.KERNELS)] and None not in found and len(set(map(id, found))) == 1
 
 
@@ -140,7 +140,7 @@ def test_a_program_that_does_not_compile_is_told_of_and_runs_in_branches(loader,
 
     monkeypatch.setattr(gpu, "cubins", broken)
     [one] = programs(3)
-    assert gpu.code_of(one.made, image(), torch.float32) is None
+    assert code_of(one.made, image(), torch.float32) is None
     assert "maps.h(3): error: it does not fit" in capsys.readouterr().err
 
 
