@@ -5,7 +5,7 @@
 
 namespace srnas_fast_gpu {
 
-// What a call brings, in words of 8 bytes: srnas_fast/mixed/gpu_program.py fills them in this order.
+// What a call brings, in words of 8 bytes: srnas_fast/mixed/gpu_call.py fills them in this order.
 struct Arguments {
     int64_t phase;  // which of its parts a kernel does that has several
     int64_t images, height, width, out_height, out_width;

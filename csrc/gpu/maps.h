@@ -264,7 +264,7 @@ __device__ void add_pool(const Tile& tile, Source source, int chunk, const Scale
         fill_own<Shape>(room, source, chunk, k, s.inputs, tile.top * s.stride - reach,
                         tile.left * s.stride - reach, height, width, largest ? -infinity() : real(0));
         __syncthreads();
-        const int channel = chunk * CHUNK + warp_index() * CHANNELS_PER_WARP + k;
+        const int channel = channel_of(chunk, k);
         const real factor = channel < s.outputs ? scale(channel) : real(0);
         real results[COLUMN];
 #pragma unroll

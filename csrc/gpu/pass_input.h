@@ -36,7 +36,7 @@ __device__ constexpr int first_of_group() {
 // Where a group's sums for the slopes of its activation begin.
 template <int GROUP>
 __device__ constexpr int slope_sums() {
-    return GROUP_SUMS + GROUP * CHANNELS;
+    return GROUP * CHANNELS;
 }
 
 // The gradient of x from one group, S its first stage, through its activation.
@@ -135,21 +135,8 @@ __device__ inline void input_gradient(const Arguments& call, real* room, real* c
     clear(sums);
     add_groups<0>(call, tile, index, tiles, chunk, room, coefficients, sums);
     if (!call.dx.data) return;
-    const real same = identity_weight(call);
-    const bool any = IDENTITIES & uint64_t(call.live);
     const Outer dy = spread(Outer(call.dy, tile.image));
-    Pixel* const dx = static_cast<Pixel*>(call.dx.data) + tile.image * call.dx.n;
-#pragma unroll
-    for (int k = 0; k < CHANNELS_PER_WARP; ++k) {
-        const int channel = channel_of(chunk, k);
-        if (channel >= CHANNELS) continue;
-        if (any) add_column(dy, tile, channel, same, k, sums);
-        Pixel* const to = dx + channel * int(call.dx.c) + (tile.left + lane_x()) * int(call.dx.w);
-#pragma unroll
-        for (int q = 0; q < COLUMN; ++q) {
-            if (inside(tile, q)) put(to + (tile.top + lane_y() + q) * int(call.dx.h), sums[q][k]);
-        }
-    }
+    give_image(call, tile, chunk, dy, call.dx, 1, CHANNELS, sums);
 }
 
 // ---- what that leaves in partial sums: a block for each group, and one for the scale

@@ -195,7 +195,7 @@ __device__ __forceinline__ void dense_products(const Arguments& call, int job, i
     Returned<S> returned(call, 0, coefficients);
     source.first = first;
     real sums[INPUTS * WIDTH * s.size * CHANNELS_PER_WARP] = {};
-    const int64_t tiles = call.images * call.tiles_of_an_image();
+    const int64_t tiles = call.tiles();
 #pragma unroll 1
     for (int64_t t = share; t < tiles; t += call.shares) {
         const Tile tile = Tile::make(t, call.out_height, call.out_width);
@@ -257,7 +257,7 @@ __device__ __forceinline__ void pointwise_products(const Arguments& call, int jo
     auto source = source_of<S>(call, affine);
     Returned<S> returned(call, 0, coefficients);
     real sums[INPUTS * CHANNELS_PER_WARP] = {};
-    const int64_t tiles = call.images * call.tiles_of_an_image();
+    const int64_t tiles = call.tiles();
 #pragma unroll 1
     for (int64_t t = share; t < tiles; t += call.shares) {
         const Tile tile = Tile::make(t, call.out_height, call.out_width);
@@ -326,7 +326,7 @@ __device__ __forceinline__ void depthwise_products(const Arguments& call, int jo
         return returned.at(returned.first + o, row, column);
     };
     real sums[INPUTS * AREA] = {};
-    const int64_t tiles = call.images * call.tiles_of_an_image();
+    const int64_t tiles = call.tiles();
 #pragma unroll 1
     for (int64_t t = share; t < tiles; t += call.shares) {
         const Tile tile = Tile::make(t, call.out_height, call.out_width);

@@ -8,11 +8,6 @@
 
 namespace srnas_fast_gpu {
 
-// The channel that a warp has as its k-th.
-__device__ inline int channel_of(int chunk, int k) {
-    return chunk * CHUNK + warp_index() * CHANNELS_PER_WARP + k;
-}
-
 // Keeps the mean and the sum of squares around it, of each channel's pixels in the tile.
 __device__ inline void give_moments(const Arguments& call, const Tile& tile, int64_t index, int64_t tiles,
                                     int chunk, int before, int channels, const Sums& sums) {
@@ -83,6 +78,19 @@ __device__ void store(const Arguments& call, const Tile& tile, int chunk, const 
     }
 }
 
+// sums += scale(o) times stage S's map of what it reads.
+template <int S, class Scale>
+__device__ void add_made(const Arguments& call, const Tile& tile, int chunk, const Scale& scale, real* room,
+                         real* affine, Sums& sums) {
+    if constexpr (STAGE[S].first) {
+        add_stage<S>(call, tile, Activated<S>(call, tile.image), chunk, scale, int(call.height),
+                     int(call.width), room, sums);
+    } else {
+        add_stage<S>(call, tile, Between<S>(call, tile.image, affine), chunk, scale, int(call.out_height),
+                     int(call.out_width), room, sums);
+    }
+}
+
 template <int S>
 __device__ void make(const Arguments& call, int64_t index, int64_t tiles, int chunk, real* room,
                      real* affine) {
@@ -90,16 +98,9 @@ __device__ void make(const Arguments& call, int64_t index, int64_t tiles, int ch
     const bool back = call.dy.data != nullptr;
     if (!call.alive(s.candidate) || chunk >= chunks_of(s.outputs) || !(s.stored() || back)) return;
     const Tile tile = Tile::make(index, call.out_height, call.out_width);
-    const auto one = [](int) { return real(1); };
     Sums sums;
     clear(sums);
-    if constexpr (s.first) {
-        add_stage<S>(call, tile, Activated<S>(call, tile.image), chunk, one, int(call.height),
-                     int(call.width), room, sums);
-    } else {
-        add_stage<S>(call, tile, Between<S>(call, tile.image, affine), chunk, one, int(call.out_height),
-                     int(call.out_width), room, sums);
-    }
+    add_made<S>(call, tile, chunk, [](int) { return real(1); }, room, affine, sums);
     if constexpr (s.stored()) store<S>(call, tile, chunk, sums);
     if (!back) {
         if constexpr (s.norm == Norm::batch)

@@ -14,13 +14,7 @@ __device__ void add_weighted(const Arguments& call, const Tile& tile, int chunk,
     const real weight = call.weights[s.candidate];
     if constexpr (!s.stored() && !s.outside) {
         const auto scale = [&](int o) { return weight * scale_of<S>(call, o); };
-        if constexpr (s.first) {
-            add_stage<S>(call, tile, Activated<S>(call, tile.image), chunk, scale, int(call.height),
-                         int(call.width), room, sums);
-        } else {
-            add_stage<S>(call, tile, Between<S>(call, tile.image, affine), chunk, scale, int(call.out_height),
-                         int(call.out_width), room, sums);
-        }
+        add_made<S>(call, tile, chunk, scale, room, affine, sums);
     }
 #pragma unroll
     for (int k = 0; k < CHANNELS_PER_WARP; ++k) {
@@ -93,6 +87,26 @@ __device__ inline void add_column(const Outer& image, const Tile& tile, int chan
         sums[q][k] += factor * image.at(channel, min(tile.top + lane_y() + q, tile.height - 1), column);
 }
 
+// Writes a tile of an image, whose channels are `apart` channels of the tensor's apart: the sums, and where
+// an identity is alive also its share of `same`.
+__device__ inline void give_image(const Arguments& call, const Tile& tile, int chunk, const Outer& same,
+                                  const View& view, int apart, int channels, Sums& sums) {
+    const real weight = identity_weight(call);
+    const bool any = IDENTITIES & uint64_t(call.live);
+    Pixel* const image = static_cast<Pixel*>(view.data) + tile.image * view.n;
+#pragma unroll
+    for (int k = 0; k < CHANNELS_PER_WARP; ++k) {
+        const int channel = channel_of(chunk, k);
+        if (channel >= channels) continue;
+        if (any) add_column(same, tile, channel, weight, k, sums);
+        Pixel* const to = image + channel * apart * int(view.c) + (tile.left + lane_x()) * int(view.w);
+#pragma unroll
+        for (int q = 0; q < COLUMN; ++q) {
+            if (inside(tile, q)) put(to + (tile.top + lane_y() + q) * int(view.h), sums[q][k]);
+        }
+    }
+}
+
 __device__ inline real passing_scale(const Arguments& call) { return call.scale ? *call.scale : real(1); }
 
 // The largest of a window of 2 x 2, the first of equal ones, and which it is.
@@ -139,21 +153,7 @@ __device__ inline void weighted_sum(const Arguments& call, real* room, real* aff
     clear(sums);
     add_all<0>(call, tile, chunk, room, affine, sums);
     add_outside(call, tile, chunk, 0, OUTPUTS, sums);
-    const real same = identity_weight(call);
-    const bool any = IDENTITIES & uint64_t(call.live);
-    const Outer x(call.x, tile.image);
-    Pixel* const y = static_cast<Pixel*>(call.y.data) + tile.image * call.y.n;
-#pragma unroll
-    for (int k = 0; k < CHANNELS_PER_WARP; ++k) {
-        const int channel = channel_of(chunk, k);
-        if (channel >= OUTPUTS) continue;
-        if (any) add_column(x, tile, channel, same, k, sums);
-        Pixel* const to = y + channel * PARTIAL * int(call.y.c) + (tile.left + lane_x()) * int(call.y.w);
-#pragma unroll
-        for (int q = 0; q < COLUMN; ++q) {
-            if (inside(tile, q)) put(to + (tile.top + lane_y() + q) * int(call.y.h), sums[q][k]);
-        }
-    }
+    give_image(call, tile, chunk, Outer(call.x, tile.image), call.y, PARTIAL, OUTPUTS, sums);
 }
 
 }  // namespace srnas_fast_gpu

@@ -96,7 +96,7 @@ struct Between {
     static constexpr int F = STAGE[S].other;
     const Arguments& call;
     int image;
-    const real* affine;  // (2, 64) in shared memory: see prepare()
+    const real* affine;  // (2, 64) in shared memory
     int first = 0;
 
     // Loads the norm's scale and shift; behind it stands a __syncthreads().

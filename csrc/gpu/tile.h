@@ -34,6 +34,11 @@ __device__ inline bool inside(const Tile& tile, int q) {
     return lane_y() + q < tile.rows() && lane_x() < tile.columns();
 }
 
+// The channel that a warp has as its k-th.
+__device__ inline int channel_of(int chunk, int k) {
+    return chunk * CHUNK + warp_index() * CHANNELS_PER_WARP + k;
+}
+
 // What a lane holds: eight pixels of four channels.
 using Sums = real[COLUMN][CHANNELS_PER_WARP];
 

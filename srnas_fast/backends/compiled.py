@@ -42,8 +42,3 @@ def compiled_kernel(name: str, *tensors: Tensor) -> Callable[..., None] | None:
             missing("cuda", "GPU programs", gpu.look(first.device))
         return None
     return partial(getattr(getattr(module, PARTS[kind]), name), threads(), first.new_empty)
-
-
-def stream(device: torch.device) -> int:
-    """The handle of the stream that torch computes in on a GPU; 0, the one that is always there, elsewhere."""
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0

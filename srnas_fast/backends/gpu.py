@@ -49,6 +49,11 @@ def _why_not_on(index: int) -> Unavailable | None:
     return _trial(torch.device("cuda", index))
 
 
+def stream(device: torch.device) -> int:
+    """The handle of the stream that torch computes in on a GPU; 0, the one that is always there, elsewhere."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
 def refuse_capture() -> None:
     """Raises RuntimeError where a CUDA graph is being captured: what loads code would break it."""
     if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():

@@ -1,5 +1,8 @@
 """Dense branches: convolutions of one activated input, merged into one kernel where no batch norm stands between."""
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
@@ -9,6 +12,8 @@ from srnas_fast.mixed.normed import NormedConvolution, accumulate, convolution_b
 from srnas_fast.mixed.stage import Stage
 from srnas_fast.primitives import merge_kernels
 from srnas_fast.primitives.merge_kernels import taps_of
+
+Staged = TypeVar("Staged")  # what has a stage
 
 
 class Dense:
@@ -61,10 +66,10 @@ class Dense:
         return [(m.candidate, names[m.candidate], [m.stage]) for m in self.members]
 
 
-def merge_groups(members: list[Member]) -> list[tuple[int, list[Member]]]:
+def merge_groups(members: Sequence[Staged]) -> list[tuple[int, list[Staged]]]:
     """Which convolutions run as one, with the dilation of the one: those of one dilation, and with the undilated ones
     all that reach no further; a merged kernel never costs more than its parts."""
-    groups: dict[int, list[Member]] = {}
+    groups: dict[int, list[Staged]] = {}
     widest = max((m.stage.size for m in members if m.stage.dilation == 1), default=0)
     points = [m for m in members if m.stage.size == 1]  # the middle of any other kernel
     for m in members:

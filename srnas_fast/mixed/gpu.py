@@ -18,7 +18,7 @@ from srnas_fast.mixed.program import Program
 from srnas_fast.primitives.images import wide
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)  # of images and of parameters
-MOST_CHANNELS = 4096  # of images: a number for each lies in shared memory
+MOST_CHANNELS = 4096  # of images: far beyond what anybody has tried
 FARTHEST = 2**31  # inside an image, elements are counted in 32 bits
 
 _codes: dict[tuple[GpuProgram, torch.device], Code | None] = {}

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from srnas_fast.backends.compiled import stream
+from srnas_fast.backends.gpu import stream
 from srnas_fast.mixed.gpu_outside import Outside
 from srnas_fast.mixed.gpu_program import GpuProgram, Launch, Sizes, addresses_of
 from srnas_fast.mixed.program import Program

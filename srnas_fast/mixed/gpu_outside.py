@@ -4,11 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from srnas_fast.mixed.gpu_program import KERNELS, GpuProgram, Launch, addresses_of, ceil_div
+from srnas_fast.mixed.gpu_program import MERGE, GpuProgram, Launch, addresses_of, ceil_div
 from srnas_fast.mixed.partial import first_channels
-from srnas_fast.primitives.images import wide
-
-MERGE = KERNELS.index("merge")
+from srnas_fast.primitives.images import address, wide
 
 
 class Outside:
@@ -49,9 +47,9 @@ class Outside:
             if place in of:  # it is alive
                 merge, gradient = self.merges[of[place]], self.gradients[of[place]]
                 merged[number] = self.kernels[of[place]].data_ptr()
-                returned[number] = 0 if gradient is None else gradient.data_ptr()
+                returned[number] = address(gradient)
                 sizes[number], steps[number] = merge.size, merge.steps[merge.members.index(place)]
-        return [*addresses_of(self.images), *merged, *returned, *sizes, *steps, self._sum_at()]
+        return [*addresses_of(self.images), *merged, *returned, *sizes, *steps, address(self.dy_sum)]
 
     def convolve(self) -> None:
         """What they make of x, all together."""
@@ -78,9 +76,6 @@ class Outside:
             if x_wanted:
                 before = self.images[merge.group]
                 self.images[merge.group] = da if before is None else before.add_(da)
-
-    def _sum_at(self) -> int:
-        return 0 if self.dy_sum is None else self.dy_sum.data_ptr()
 
     def _input(self, group: int) -> Tensor:
         """x through a group's activation."""

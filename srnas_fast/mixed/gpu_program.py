@@ -13,12 +13,14 @@ import torch
 from torch import nn
 
 from srnas_fast.mixed import stage as stages
+from srnas_fast.mixed.dense import merge_groups
 from srnas_fast.mixed.norm import uses_batch
 from srnas_fast.mixed.program import Program
 
 SOURCES = Path(__file__).resolve().parents[1] / "csrc" / "gpu"
 STORED = {torch.float32: "float", torch.float64: "double", torch.float16: "Half", torch.bfloat16: "Brain"}
 KERNELS = ("first", "second", "statistics", "sum", "finish", "back", "input", "kernels", "gather", "merge")
+FIRST, SECOND, STATISTICS, SUM, FINISH, BACK, INPUT, PRODUCTS, GATHER, MERGE = range(len(KERNELS))
 SIDE = 16  # of a tile
 MOST_CHANNELS, MOST_DENSE = 64, 32  # of stages; dense convolutions of more are cuDNN's
 FARTHEST = 4  # pixels that a kernel reaches
@@ -196,13 +198,13 @@ class GpuProgram:
 
     @property
     def words(self) -> int:
-        """Of the arguments of a kernel; see ``Arguments`` in csrc/gpu/stage.h."""
+        """Of the arguments of a kernel; see ``Arguments`` in csrc/gpu/call.h."""
         tables = 2 * max(self.slots, 1) + max(3 * self.norms, 1) + 3 * max(len(self.stages), 1)
         return 8 + 4 * 5 + 7 + tables + 5 * max(self.groups, 1) + 4 * max(len(self.outside), 1) + 1
 
     def threads(self, kernel: int) -> int:
         """Of a block of the kernel with this number."""
-        return 32 * (FINISHERS if KERNELS[kernel] in ("statistics", "finish") else self.warps)
+        return 32 * (FINISHERS if kernel in (STATISTICS, FINISH) else self.warps)
 
     @cached_property
     def constants(self) -> str:
@@ -213,8 +215,7 @@ class GpuProgram:
             "SLOTS": self.slots, "NORMS": self.norms, "STAGES": len(self.stages), "WARPS": self.warps,
             "CHUNKS": self.chunks, "FIRST_STAGES": self.first_stages, "SECOND_STAGES": self.second_stages,
             "CANDIDATES": len(made.candidates), "GROUPS": self.groups, "IDENTITY_SUMS": self.sums,
-            "OUTSIDES": len(self.outside), "GROUP_SUMS": 0, "PASSING_SUMS": self.groups * made.channels,
-            "PRODUCTS": self.products,
+            "OUTSIDES": len(self.outside), "PASSING_SUMS": self.groups * made.channels, "PRODUCTS": self.products,
         }  # fmt: skip
         groups = [sum(1 << p.candidate for p in self.stages if p.group == g and p.first) for g in range(self.groups)]
         lines = [
@@ -250,7 +251,7 @@ class GpuProgram:
     def _forward(self, n: int, height: int, width: int, live: int) -> tuple[list[Launch], Sizes]:
         tiles, made = n * _tiles(height, width), self.made
         launches = self._made(tiles, back=False)
-        launches.append(Launch(3, 0, tiles * self.chunks_of(made.outputs) * made.partial))
+        launches.append(Launch(SUM, 0, tiles * self.chunks_of(made.outputs) * made.partial))
         pixels = n * height * width
         return launches, Sizes(self.places(live)[1][1] * pixels, 3 * self.sums * tiles, 0, 0, 1)
 
@@ -264,42 +265,30 @@ class GpuProgram:
         return any(slot in slots for place in self.outside for slot in self.stages[place].stage.slots)
 
     def _merges(self, live: int) -> list[Merge]:
-        """How the live stages that torch's own convolution runs share its calls: those of one input whose kernels fit
-        into one another do. A merged kernel never costs more than its parts."""
+        """How the live stages that torch's own convolution runs share its calls, those of each input by themselves."""
         found = []
-        alive = [(place, p) for place, p in enumerate(self.stages) if p.stage.outside and live >> p.candidate & 1]
-        for group in dict.fromkeys(p.group for _, p in alive):
-            mine = [(place, p.stage) for place, p in alive if p.group == group]
-            widest = max((s.size for _, s in mine if s.dilation == 1), default=0)
-            by_dilation: dict[int, list[tuple[int, Stage]]] = {}
-            for place, s in mine:
-                inside = s.dilation * (s.size - 1) < widest
-                if not self.made.merge:
-                    by_dilation[-place] = [(place, s)]
-                elif s.size > 1:
-                    by_dilation.setdefault(1 if inside else s.dilation, []).append((place, s))
-            points = [(place, s) for place, s in mine if s.size == 1 and self.made.merge]
-            if points:  # the middle of any other kernel
-                by_dilation.setdefault(min(by_dilation, default=1), []).extend(points)
-            for members in by_dilation.values():
-                dilation = min((s.dilation for _, s in members if s.size > 1), default=1)
-                steps = [s.dilation // dilation if s.size > 1 else 1 for _, s in members]
-                size = max(step * (s.size - 1) + 1 for step, (_, s) in zip(steps, members, strict=True))
-                found.append(Merge(group, dilation, size, [place for place, _ in members], steps))
+        alive = [self.stages[place] for place in self.outside if live >> self.stages[place].candidate & 1]
+        for group in dict.fromkeys(placed.group for placed in alive):
+            mine = [placed for placed in alive if placed.group == group]
+            parts = merge_groups(mine) if self.made.merge else [(placed.stage.dilation, [placed]) for placed in mine]
+            for dilation, members in parts:
+                steps = [p.stage.dilation // dilation if p.stage.size > 1 else 1 for p in members]
+                size = max(step * (p.stage.size - 1) + 1 for step, p in zip(steps, members, strict=True))
+                found.append(Merge(group, dilation, size, list(map(self.stages.index, members)), steps))
         return found
 
     def _made(self, tiles: int, back: bool, outside: bool = False) -> list[Launch]:
         """What stages make, and forward the statistics of their norms; going back also the gradients of the kernels
         that torch's own convolution ran with."""
         launches = []
-        for kernel, first, count in ((0, True, self.first_stages), (1, False, self.second_stages)):
+        for kernel, first, count in ((FIRST, True, self.first_stages), (SECOND, False, self.second_stages)):
             mine = [p for p in self.stages if p.first == first and not p.stage.outside]
             jobs = count + bool(first and self.identities)
             rows = sum(self.stages[place].stage.outputs for place in self.outside) if first and outside else 0
             if rows or (jobs and (back or any(p.stored for p in mine))):
                 launches.append(Launch(kernel, 0, tiles * jobs * self.chunks + rows))
             if not back and any(p.stage.norm for p in mine):
-                launches.append(Launch(2, int(not first), len(self.stages)))
+                launches.append(Launch(STATISTICS, int(not first), len(self.stages)))
         return launches
 
     def _backward(
@@ -318,20 +307,20 @@ class GpuProgram:
         # The gradient of a norm's input needs the sums of all pixels: those behind the last stages, then those between.
         batch = any(p.stage.norm == BATCH for p in self.stages)
         if self.second_stages:
-            launches += [Launch(4, 0, len(self.stages) + 1)] * batch
-            launches.append(Launch(5, 0, tiles * self.second_stages * self.chunks))
-        launches.append(Launch(4, (1 if batch else 2) if self.second_stages else 0, len(self.stages) + 1))
+            launches += [Launch(FINISH, 0, len(self.stages) + 1)] * batch
+            launches.append(Launch(BACK, 0, tiles * self.second_stages * self.chunks))
+        launches.append(Launch(FINISH, (1 if batch else 2) if self.second_stages else 0, len(self.stages) + 1))
         slopes = any(p.first and p.stage.slots[5] in slots for p in self.stages)
         if wanted[0] or wanted[2] or slopes:
-            launches.append(Launch(6, 0, x_tiles * self.chunks_of(made.channels) * made.partial))
+            launches.append(Launch(INPUT, 0, x_tiles * self.chunks_of(made.channels) * made.partial))
         jobs = sum(map(self._jobs, self.stages))
         shares = max(1, min(tiles, BLOCKS // max(jobs, 1)))
         kernels = any(slot in slots for p in self.stages for slot, _ in p.stage.kernels)
         if kernels:
-            launches.append(Launch(7, 0, jobs * shares))
+            launches.append(Launch(PRODUCTS, 0, jobs * shares))
         if kernels or slopes or wanted[2]:
             blocks = ceil_div(self.products, 32 * self.warps) if kernels else 0
-            launches.append(Launch(8, 0, self.groups + 1 + blocks))
+            launches.append(Launch(GATHER, 0, self.groups + 1 + blocks))
         pixels = n * size[0] * size[1]
         passing = (made.partial - 1) * self.chunks_of(made.outputs) * self.warps
         sums = max((self.sums + made.channels) * tiles, (self.groups * made.channels + passing) * x_tiles)
@@ -348,7 +337,7 @@ class GpuProgram:
     def before_merging(self) -> list[Launch]:
         """What keeps the frozen norms of stages that torch's own convolution runs: their kernels are scaled by them."""
         normed = any(self.stages[place].stage.norm for place in self.outside)
-        return [Launch(2, 2, len(self.stages))] * normed
+        return [Launch(STATISTICS, 2, len(self.stages))] * normed
 
     def _jobs(self, placed: Placed) -> int:
         """Of the gradients of a stage's kernels; as csrc/gpu/pass_kernels.h counts them."""
