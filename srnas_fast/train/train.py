@@ -238,8 +238,10 @@ def _start(net: nn.Module, run: str) -> None:
 
 @torch.no_grad()
 def _follow(average: nn.Module, net: nn.Module, decay: float) -> None:
-    """Move the parameters of the average towards the network's; its buffers are the network's."""
-    for mean, value in zip(average.parameters(), net.parameters(), strict=True):
-        mean.lerp_(value, 1 - decay)
-    for mean, value in zip(average.buffers(), net.buffers(), strict=True):
-        mean.copy_(value)
+    """Move the average towards the network, running statistics with the weights that they are of; counts are copied."""
+    ours, theirs = average.state_dict(), net.state_dict()
+    for name, mean in ours.items():
+        if mean.is_floating_point():
+            mean.lerp_(theirs[name], 1 - decay)
+        else:
+            mean.copy_(theirs[name])
