@@ -1,6 +1,7 @@
 """Differentiable SSIM against scikit-image, and its gradients."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from skimage.metrics import structural_similarity
 
 from srnas_fast.errors import InputError
 from srnas_fast.losses import log_ssim, ssim
-from srnas_fast.losses.ssim import FLOOR
+from srnas_fast.losses.ssim import FLOOR, _total, _window
+from srnas_fast.metrics import LiveMemory
 
 
 def pair(shape, noise=0.2, seed=0, dtype=torch.float64):
@@ -91,6 +93,61 @@ def test_under_autocast_and_for_half_precision():
 def test_gradcheck(function):
     x, y = pair((1, 2, 12, 13))
     assert torch.autograd.gradcheck(function, (x.requires_grad_(), y.requires_grad_()))
+
+
+@pytest.mark.parametrize("function", [ssim, log_ssim])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("few", [1, 3, 100])
+def test_a_few_images_at_a_time_are_all_at_once(few, dtype, function, monkeypatch):
+    x, y = (image.requires_grad_() for image in pair((3, 2, 15, 20), dtype=dtype))
+    planes = [image.flatten(0, 1) for image in (x, y)]
+    plain = _total(*planes, _window(x), 1.0) / (6 * 5 * 10)
+    expected = plain if function is ssim else -plain.log10()
+    monkeypatch.setattr(sys.modules["srnas_fast.losses.ssim"], "PIXELS", {"cpu": few * 15 * 20})
+    value = function(x, y)
+    found, right = (torch.autograd.grad(3 * loss, (x, y)) for loss in (value, expected))
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(found, right, rtol=1e-12 if dtype == torch.float64 else 1e-4, atol=1e-8)
+
+
+def test_only_the_gradients_that_are_asked_for(monkeypatch):
+    x, y = (image.requires_grad_() for image in pair((2, 1, 12, 13)))
+    both = torch.autograd.grad(ssim(x, y), (x, y))
+    asked, grad = [], torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda loss, of: asked.append(len(of)) or grad(loss, of))
+    for a, b, i in ((x, y.detach(), 0), (x.detach(), y, 1)):
+        torch.testing.assert_close(grad(ssim(a, b), (x, y)[i])[0], both[i])
+    assert asked == [1, 1]
+    with torch.no_grad():
+        value = ssim(x, y)
+    assert not value.requires_grad and not ssim(x.detach(), y.detach()).requires_grad and asked == [1, 1]
+    torch.testing.assert_close(value, ssim(x, y).detach(), rtol=0, atol=0)
+
+
+def test_gradients_of_mixed_types_come_in_the_types_of_the_images():
+    x, y = pair((1, 1, 12, 13))
+    x, y = x.bfloat16().requires_grad_(), y.requires_grad_()
+    ssim(x, y).backward()
+    assert x.grad.dtype == torch.bfloat16 and y.grad.dtype == torch.float64
+
+
+def test_it_holds_one_image_for_the_backward_pass():
+    x, y = pair((12, 3, 128, 128), dtype=torch.float32)
+    x.requires_grad_()
+    with LiveMemory() as memory:
+        loss = log_ssim(x, y)
+        assert memory.held() < 1.01 * x.nbytes
+        loss.backward()
+    assert memory.peak < 8 * x.nbytes  # of the blurs of all images: 28
+
+
+def test_it_goes_back_as_often_as_asked_but_not_twice_over():
+    x, y = pair((1, 1, 12, 13))
+    value = ssim(x.requires_grad_(), y)
+    first, again = (torch.autograd.grad(value, x, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, again)
+    with pytest.raises(RuntimeError, match="create_graph=True"):
+        torch.autograd.grad(value, x, create_graph=True)
 
 
 def test_gradcheck_below_the_floor():

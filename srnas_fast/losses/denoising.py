@@ -1,17 +1,14 @@
 """The loss of the denoising search and of its retraining."""
 
-import math
 from dataclasses import dataclass
 
-from torch import Tensor
 from torch.nn import functional as F
 
-from srnas_fast.errors import InputError
-from srnas_fast.losses.ssim import log_ssim
+from srnas_fast.losses.similarity import SimilarityLoss
 
 
 @dataclass
-class DenoisingLoss:
+class DenoisingLoss(SimilarityLoss):
     """``(mse * MSE + log_ssim * S) / 2`` with ``S = -log10(mean SSIM)``, on images of the [0, 1] scale.
 
     HiNAS (arXiv 2012.13212) searches with weights 1 and 0.5 and retrains with 1 and 0.6.
@@ -34,19 +31,4 @@ class DenoisingLoss:
     mse: float = 1.0
     log_ssim: float = 0.5
 
-    def __post_init__(self) -> None:
-        for name in ("mse", "log_ssim"):
-            weight = getattr(self, name)
-            if not (math.isfinite(weight) and weight >= 0):
-                raise InputError(f"loss weight {name} is {weight}; give a finite number from 0 up")
-        if not (self.mse or self.log_ssim):
-            raise InputError("both loss weights are 0: nothing would be learnt; give mse or log_ssim a number above 0")
-
-    def __call__(self, restored: Tensor, clean: Tensor) -> Tensor:
-        """The loss of (N, C, H, W) tensors, a scalar tensor."""
-        if restored.shape != clean.shape:
-            raise InputError(f"restored is {tuple(restored.shape)}, clean {tuple(clean.shape)}; give equal shapes")
-        loss = self.mse * F.mse_loss(restored, clean)
-        if self.log_ssim:
-            loss = loss + self.log_ssim * log_ssim(restored, clean)
-        return loss / 2
+    error = staticmethod(F.mse_loss)

@@ -1,6 +1,7 @@
 """Structural similarity that gradients flow through."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,19 +12,74 @@ from srnas_fast.errors import InputError
 RADIUS = 5  # an 11 x 11 window
 SIGMA = 1.5
 FLOOR = 0.01  # below this mean SSIM, log_ssim goes on along its tangent
+# Pixels of the images that are compared at a time: more take more memory, fewer more calls, which a GPU waits for.
+PIXELS = {"cpu": 2**17, "cuda": 2**20}
 
 
-def _blur(images: Tensor) -> Tensor:
-    """Gaussian means of (N, H, W) over all whole windows: (N, H - 10, W - 10)."""
-    offsets = torch.arange(-RADIUS, RADIUS + 1, dtype=images.dtype, device=images.device)
+def _window(like: Tensor) -> Tensor:
+    """The Gaussian along a side, of sum 1: (11,)."""
+    offsets = torch.arange(-RADIUS, RADIUS + 1, dtype=like.dtype, device=like.device)
     window = torch.exp(-0.5 * (offsets / SIGMA) ** 2)
-    window = window / window.sum()
+    return window / window.sum()
+
+
+def _blur(images: Tensor, window: Tensor) -> Tensor:
+    """Means of (N, H, W) over all whole windows: (N, H - 10, W - 10)."""
     images = F.conv2d(images[:, None], window.view(1, 1, -1, 1))
     return F.conv2d(images, window.view(1, 1, 1, -1))[:, 0]
 
 
+def _total(x: Tensor, y: Tensor, window: Tensor, data_range: float) -> Tensor:
+    """The similarities of (N, H, W) images, summed over all of them and all windows."""
+    # Variances are differences of large numbers; taking a common constant out first keeps their digits.
+    shift = y.detach().mean((1, 2), keepdim=True)
+    a, b = x - shift, y - shift
+    mean_a, squares, product = _blur(torch.cat([a, a * a + b * b, a * b]), window).chunk(3)
+    mean_b = _blur(b, window)  # by itself: where only x learns, nothing goes back through it
+    variances = squares - mean_a**2 - mean_b**2
+    covariance = product - mean_a * mean_b
+    mean_x, mean_y = mean_a + shift, mean_b + shift
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    return (luminance * (2 * covariance + c2) / (variances + c2)).sum()
+
+
+class _MeanSSIM(torch.autograd.Function):
+    """The mean similarity, whose gradients are there after the forward pass: a few images at a time go both ways, so
+    that of all the blurred ones only those of a few images are ever held."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, data_range: float, wanted: tuple[bool, bool]) -> Tensor:
+        planes, (height, width) = x.shape[0], x.shape[1:]
+        few = max(1, PIXELS.get(x.device.type, 2**20) // (height * width))
+        count = planes * (height - 2 * RADIUS) * (width - 2 * RADIUS)
+        gradients = [torch.empty_like(image) if asked else None for image, asked in zip((x, y), wanted, strict=True)]
+        window, totals = _window(x), []
+        for first in range(0, planes, few):
+            some = slice(first, first + few)
+            pair = [image[some].detach().requires_grad_(asked) for image, asked in zip((x, y), wanted, strict=True)]
+            with torch.set_grad_enabled(any(wanted)):
+                mean = _total(*pair, window, data_range) / count
+            totals.append(mean.detach())
+            if any(wanted):
+                found = iter(torch.autograd.grad(mean, [image for image in pair if image.requires_grad]))
+                for gradient in gradients:
+                    if gradient is not None:
+                        gradient[some] = next(found)
+        ctx.save_for_backward(*gradients)
+        return torch.stack(totals).sum()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("ssim keeps its first gradient and no graph, so create_graph=True cannot work")
+        return *(None if gradient is None else upstream * gradient for gradient in ctx.saved_tensors), None, None
+
+
 def ssim(x: Tensor, y: Tensor, data_range: float = 1.0) -> Tensor:
-    """Mean structural similarity of two batches, a scalar tensor, at most 1; differentiable in both.
+    """Mean structural similarity of two batches, a scalar tensor, at most 1; differentiable, once, in both.
+
+    For the backward pass it keeps the gradients, each as large as its images, and nothing else.
 
     11 x 11 Gaussian window of sigma 1.5, whole windows only, each channel by itself: Wang et al., "Image
     quality assessment: from error visibility to structural similarity" (2004), eq. 13. Computed in float32 at
@@ -37,6 +93,7 @@ def ssim(x: Tensor, y: Tensor, data_range: float = 1.0) -> Tensor:
 
     Raises:
         InputError: shapes differ, are not (N, C, H, W), or a side is shorter than the window.
+        RuntimeError: a second-order backward (``create_graph=True``).
 
     >>> x = torch.linspace(0, 1, 256).view(1, 1, 16, 16)
     >>> ssim(x, x).item(), ssim(x, 1 - x).item() < 0
@@ -50,16 +107,8 @@ def ssim(x: Tensor, y: Tensor, data_range: float = 1.0) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
         x, y = (image.to(dtype).flatten(0, 1) for image in (x, y))
-        # Variances are differences of large numbers; taking a common constant out first keeps their digits.
-        shift = y.detach().mean((1, 2), keepdim=True)
-        a, b = x - shift, y - shift
-        mean_a, mean_b, square_a, square_b, product = _blur(torch.cat([a, b, a * a, b * b, a * b])).chunk(5)
-        variances = square_a - mean_a**2 + square_b - mean_b**2
-        covariance = product - mean_a * mean_b
-        mean_x, mean_y = mean_a + shift, mean_b + shift
-        c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-        luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-        return (luminance * (2 * covariance + c2) / (variances + c2)).mean()
+        wanted = tuple(torch.is_grad_enabled() and image.requires_grad for image in (x, y))
+        return _MeanSSIM.apply(x, y, data_range, wanted)
 
 
 def log_ssim(x: Tensor, y: Tensor, data_range: float = 1.0) -> Tensor:
