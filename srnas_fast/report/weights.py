@@ -5,13 +5,12 @@ import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from srnas_fast.errors import InputError
 from srnas_fast.files import replacing
 from srnas_fast.report.colours import COLOURS
+from srnas_fast.report.curves import finish
 
 
 def normalised_entropy(weights: np.ndarray) -> np.ndarray:
@@ -79,26 +78,12 @@ def draw_weights(
             axis.fill_between(steps, values.min(1), values.max(1), color=colour, alpha=0.09, linewidth=0)
             axis.plot(steps, values.mean(1), color=colour, label=label, linewidth=1.8, marker=marker)
         count = weights.shape[1]
-        _finish(axis, f"{title}: mean and range of {count} rows" if count > 1 else title, "weight", len(labels))
+        finish(axis, f"{title}: mean and range of {count} rows" if count > 1 else title, "weight", len(labels))
 
     for position, (title, (_, weights)) in enumerate(groups.items()):
         entropy = normalised_entropy(weights).mean(1)
         axes[-1].plot(steps, entropy, color=COLOURS[position % len(COLOURS)], label=title, linewidth=1.8, marker=marker)
-    _finish(axes[-1], "entropy / log K: 1 undecided, 0 decided", "normalised entropy", len(groups))
+    finish(axes[-1], "entropy / log K: 1 undecided, 0 decided", "normalised entropy", len(groups))
 
     with replacing(file) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
-
-
-def _finish(axis: Axes, title: str, quantity: str, labels: int) -> None:
-    axis.set_title(title, fontsize=10, loc="left")
-    axis.set_xlabel("step", fontsize=9)
-    axis.set_ylabel(quantity, fontsize=9)
-    # Not from 0 to 1: in a short search all that happens, happens close to 1 / K.
-    axis.ticklabel_format(axis="y", useOffset=False)
-    axis.tick_params(labelsize=8)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.grid(alpha=0.25, linewidth=0.6)
-    axis.spines[["top", "right"]].set_visible(False)
-    # Below the panel: there it hides no curve.
-    axis.legend(fontsize=8, frameon=False, ncols=min(4, labels), loc="upper center", bbox_to_anchor=(0.5, -0.15))
