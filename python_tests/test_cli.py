@@ -140,9 +140,9 @@ CHECKPOINTS = """
 # command -> words that the one line of the answer holds
 REFUSED = {
     "dance": "unknown command 'dance'; known: demo, search",
-    "search": "spaces: hinas-denoise",
-    "search --preset smoke": "spaces: hinas-denoise",
-    "search mars": "unknown search space 'mars'; known: hinas-denoise",
+    "search": "spaces: dlsr-x2",
+    "search --preset smoke": "spaces: dlsr-x2",
+    "search mars": "unknown search space 'mars'; known: dlsr-x2",
     f"{SMOKE} --data.root nowhere": "nowhere: no such file or folder",
     f"{SMOKE} --data.root empty": "empty: no images in this folder",
     f"{SMOKE} --data.root small": "all 4 images in small are smaller than the 16-pixel patch",
@@ -345,10 +345,10 @@ def test_a_command_and_its_function_have_the_same_arguments(capsys, command, fun
 
 
 def test_search_and_train_take_the_groups_of_their_commands(house):
-    made = cli._search_settings(["hinas-denoise"])
-    assert set(inspect.signature(search).parameters) - {"preset", "complexity"} == set(made)
-    made = cli._search_settings(["dlsr-x2"])
-    assert set(inspect.signature(search).parameters) - {"preset"} == set(made)
+    common = set(inspect.signature(search).parameters) - {"preset", "settings"}
+    for space, own in (("hinas-denoise", {"search"}), ("dlsr-x2", {"search", "complexity"})):
+        assert set(cli._search_settings([space])) == common | own
+    assert set(cli._search_settings(["hnas-x2"])) == common | {"search", "reward"}
     made = cli._train_settings(["s"])
     assert set(inspect.signature(train).parameters) - {"preset"} == set(made)
 

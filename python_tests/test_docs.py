@@ -13,7 +13,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def test_there_are_pages():
-    assert [page.name for page in PAGES] == ["drop-in.md"]
+    assert [page.name for page in PAGES] == ["drop-in.md", "own-space.md"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -96,7 +96,7 @@ def random(space: str, out: str, seed: int = 0, preset: str = "paper") -> str:
     """Draw a genotype at random: the peer that a search has to beat.
 
     Args:
-        space: name of the search space.
+        space: name of the search space, or FILE.py:NAME of one's own.
         out: file to write, such as random.json.
         seed: of the draw.
         preset: the preset of the search, which gives the layers and nodes.
@@ -107,11 +107,15 @@ def random(space: str, out: str, seed: int = 0, preset: str = "paper") -> str:
     Raises:
         InputError: the space or the preset is unknown.
     """
-    from srnas_fast.spaces import find_space
+    from srnas_fast.spaces import load_space
+    from srnas_fast.spaces.own import told
 
-    the = find_space(space)
-    genotype = the.random_genotype(the.supernet_config(**the.search_preset(preset)["supernet"]), seed)
-    genotype.save(out)
+    the = load_space(space)
+    if the.random_genotype is None:
+        raise InputError(f"{the.name} cannot draw genotypes: its Space has no random_genotype")
+    with told(f"search space {the.name}: random_genotype fails"):
+        genotype = the.random_genotype(the.supernet_config(**the.search_preset(preset).get("supernet", {})), seed)
+    the.save_genotype(genotype, out)
     print(f"{genotype}\nwritten: {out}")
     return str(genotype)
 
@@ -208,7 +212,7 @@ def _run_evaluate(argv: list[str]) -> None:
     larger.add_argument(
         "--self_ensemble", action="store_true", default=None, help="mean of the image's eight symmetries (8x the time)"
     )
-    settings = vars(parser.parse_args(argv))
+    settings = _arguments(parser, argv)
     from srnas_fast.train import evaluate
 
     evaluate(**settings)
@@ -220,7 +224,7 @@ def _run_restore(argv: list[str]) -> None:
     parser.add_argument("images", nargs="+", metavar="IN", help="images, or folders of them")
     parser.add_argument("--out", metavar="DIR", default="restored", help="folder for the results (default: restored)")
     _add_tile_and_device(parser)
-    settings = vars(parser.parse_args(argv))
+    settings = _arguments(parser, argv)
     from srnas_fast.train import restore
 
     restore(**settings)
@@ -230,13 +234,31 @@ def _run_export(argv: list[str]) -> None:
     parser = _Parser(prog="srnas-fast export", description="Write a trained network as ONNX or safetensors.")
     parser.add_argument("run", metavar="RUN", help=_NETWORK)
     parser.add_argument("file", metavar="FILE", help="to write: .onnx or .safetensors")
-    settings = vars(parser.parse_args(argv))
+    settings = _arguments(parser, argv)
     from srnas_fast.train import export
 
     export(**settings)
 
 
 _NETWORK = "folder of a training, its checkpoint.pt, an exported .safetensors file, or DLSR's published .pt"
+
+
+def _arguments(parser: _Parser, argv: list[str]) -> dict[str, Any]:
+    """The arguments of a command on trained networks, which may need code of the user's."""
+    parser.add_argument("--code", action="append", metavar="FILE", help=_CODE)
+    settings = vars(parser.parse_args(argv))
+    _load(settings.pop("code") or [])
+    return settings
+
+
+def _load(code: list[str]) -> None:
+    from srnas_fast.spaces import register_code
+
+    for path in code:
+        register_code(path)
+
+
+_CODE = "Python file of yours that the network's search space or candidates come from; no other file is ever run"
 
 
 def _add_tile_and_device(parser: argparse.ArgumentParser) -> None:
@@ -262,14 +284,14 @@ def _run_doctor(argv: list[str]) -> None:
 
 
 def _run_random(argv: list[str]) -> None:
-    from srnas_fast.spaces import SPACES
+    from srnas_fast.spaces import known_spaces
 
     parser = _Parser(prog="srnas-fast random", description="Draw a genotype at random, as a peer for a search.")
-    parser.add_argument("space", metavar="SPACE", help=", ".join(SPACES))
+    parser.add_argument("space", metavar="SPACE", help=f"{', '.join(known_spaces())}, or your own as FILE.py:NAME")
     parser.add_argument("--out", metavar="FILE", required=True, help="the genotype's file")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
     parser.add_argument("--preset", default="paper", help="of the search it is a peer for (default: paper)")
-    random(**vars(parser.parse_args(argv)))
+    random(**_arguments(parser, argv))
 
 
 COMMANDS = {
@@ -286,21 +308,18 @@ COMMANDS = {
 
 def _search_settings(argv: list[str]) -> dict[str, Any]:
     """The arguments of ``search`` from the command line."""
-    from srnas_fast.spaces import SPACES, find_space
+    from srnas_fast.search import search_groups
+    from srnas_fast.spaces import known_spaces, load_space
 
     if not argv or argv[0].startswith("-"):
-        usage = f"srnas-fast search SPACE ...; spaces: {', '.join(SPACES)}"
+        usage = f"srnas-fast search SPACE ...; spaces: {', '.join(known_spaces())}, or your own as FILE.py:NAME"
         if argv and argv[0] in ("-h", "--help"):
             print(f"usage: {usage}\n`srnas-fast search SPACE --help` explains its settings")
             raise SystemExit(0)
         raise InputError(f"search needs a search space first: {usage}")
-    the = find_space(argv[0])
-    from srnas_fast.search import BilevelConfig, ComplexityConfig
-
-    groups = {"supernet": the.supernet_config, "data": the.data, "loss": the.loss, "search": BilevelConfig}
-    if the.candidate_costs:
-        groups["complexity"] = ComplexityConfig
-    return {"space": the.name} | _settings(f"search {the.name}", argv[1:], groups, the.search_presets)
+    the = load_space(argv[0])
+    settings = _settings(f"search {argv[0]}", argv[1:], search_groups(the), the.search_presets)
+    return {"space": argv[0]} | settings
 
 
 def _train_settings(argv: list[str]) -> dict[str, Any]:
@@ -314,15 +333,22 @@ def _train_settings(argv: list[str]) -> dict[str, Any]:
     from srnas_fast.train.checkpoint import read_genotype
     from srnas_fast.train.train import TrainConfig
 
+    early = _Parser(prog="srnas-fast train", add_help=False, allow_abbrev=False)
+    early.add_argument("--code", action="append", default=[])
+    code, rest = early.parse_known_args(argv[1:])
+    _load(code.code)
     the, _ = read_genotype(argv[0])
     groups = {"network": the.network_config, "data": the.data, "loss": the.loss, "train": TrainConfig}
-    return {"genotype": argv[0]} | _settings("train GENOTYPE", argv[1:], groups, the.train_presets)
+    return {"genotype": argv[0]} | _settings("train GENOTYPE", rest, groups, the.train_presets, code=True)
 
 
 def _settings(
-    command: str, argv: list[str], groups: dict[str, type], presets: dict[str, dict[str, Any]]
+    command: str, argv: list[str], groups: dict[str, type], presets: dict[str, dict[str, Any]], code: bool = False
 ) -> dict[str, Any]:
-    """Dataclasses from defaults, preset, the run's own config, ``--config`` and options, each over the ones before."""
+    """Dataclasses from defaults, preset, the run's own config, ``--config`` and options, each over the ones before.
+
+    ``code``: whether the command takes ``--code``, which was read before.
+    """
     import jsonargparse
 
     from srnas_fast.search.run import RunConfig, flat
@@ -340,6 +366,8 @@ def _settings(
         help=f"settings to start from: {', '.join(presets)}; options come over them",
     )
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    if code:
+        parser.add_argument("--code", action="append", help=_CODE)
     parser.add_class_arguments(RunConfig, skip={"resume"})
     for name, group in groups.items():
         parser.add_class_arguments(group, name)
@@ -362,6 +390,7 @@ def _settings(
     if values.pop("preset") != "paper" or values.pop("resume"):
         raise InputError("a --config file holds settings only; give --preset and --resume on the command line")
     values.pop("config")
+    values.pop("code", None)
     return {name: group(**values.pop(name)) for name, group in groups.items()} | {
         "run": RunConfig(resume=early.resume, **values)
     }

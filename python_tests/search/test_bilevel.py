@@ -18,7 +18,7 @@ from srnas_fast.search.bilevel import frozen
 from srnas_fast.spaces import find_space
 from srnas_fast.spaces.hinas import SupernetConfig
 
-SEARCH = sys.modules["srnas_fast.search.search"]  # its package shows the function of that name
+ALGORITHM = sys.modules["srnas_fast.search.algorithm"]
 TINY = SupernetConfig(filters=2, layers=2, nodes=1)
 
 
@@ -147,7 +147,7 @@ class Watched:
         if scores is not None:
             scores = iter(scores)
             figures = {"psnr": 20.0, "ssim": 0.5}
-            monkeypatch.setattr(SEARCH, "validate", lambda *_: figures | {"score": next(scores)})
+            monkeypatch.setattr(ALGORITHM, "validate", lambda *_: figures | {"score": next(scores)})
         self.folder = tmp_path / "run"
         self.result = search_images(
             "hinas-denoise",
@@ -199,7 +199,9 @@ def test_the_best_genotype_is_that_of_the_best_score_of_the_epochs_that_count(mo
     watched = Watched(monkeypatch, images, tmp_path, scores=[0.3, 0.9, 0.9, 0.1], **schedule)
     # Epoch 1 is not validated; 3 and 4 are equally good, and the first of them is kept.
     assert watched.result["epoch"] == 3 and watched.result["score"] == 0.9
-    assert watched.result["genotype"] == str(made[2])
+    records = [json.loads(line) for line in (watched.folder / "log.jsonl").read_text().splitlines()]
+    assert watched.result["genotype"] == str(space.read_genotype(records[2]["genotype"]))
+    assert len({str(genotype) for genotype in made}) == len(made)
     assert (watched.folder / "genotype.json").exists()
 
 

@@ -240,3 +240,36 @@ def test_the_seed_decides(images, searched, tmp_path):
         "search", "hinas-denoise", *SEARCH, "--search.epochs", 2, "--data.root", images, "--out", out, "--seed", 1
     )
     assert records(out)[0]["loss_weights"] != records(searched)[0]["loss_weights"]
+
+
+SCHEDULES = {
+    "hinas-sr-x2": ["--search.steps", "5", "--search.epochs", "4"],
+    # 2 times 5 steps of the weights and 4 of the controller, then 2 samples.
+    "hnas-x2": [
+        "--search.steps",
+        "5",
+        "--search.controller_steps",
+        "4",
+        "--search.epochs",
+        "2",
+        "--search.samples",
+        "2",
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("space", SCHEDULES)
+def test_the_other_systems_end_as_if_never_killed(images, space, tmp_path):
+    small = [*COMMON, "--data.root", images, "--data.patch", "24", "--data.validation_crop", "24"]
+    search = ["search", space, *small, *SCHEDULES[space]]
+    run_in_process(*search, "--out", tmp_path / "a")
+    run_killed("after the log", 7, *search, "--out", tmp_path / "b")
+    run_killed("before the checkpoint", 16, *search, "--out", tmp_path / "b", "--resume")
+    run_in_process("search", space, "--out", tmp_path / "b", "--resume")
+    assert_same_run(tmp_path / "b", tmp_path / "a")
+    train = ["train", tmp_path / "a", *small, "--train.iterations", "20", "--train.validate_every", "5"]
+    run_in_process(*train, "--out", tmp_path / "c")
+    run_killed("after the log", 7, *train, "--out", tmp_path / "d")
+    run_in_process("train", tmp_path / "d", "--out", tmp_path / "d", "--resume")
+    assert_same_run(tmp_path / "d", tmp_path / "c")

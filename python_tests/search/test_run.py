@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -107,10 +108,27 @@ def test_a_state_that_does_not_fit_leaves_the_folder_as_it_was(run, tmp_path):
     settings = RunConfig(out=str(run), resume=True)
     fabric, folder = settings.fabric(), RunFolder(settings, "search", config)
     with pytest.raises(InputError, match="state of supernet"):
-        folder.restore(fabric, {"supernet": torch.nn.Linear(2, 2)})
+        folder.restore(fabric, {"supernet": torch.nn.Linear(2, 2)}, {})
     with pytest.raises(InputError, match="state of moon"):
-        folder.restore(fabric, {"moon": torch.nn.Linear(2, 2)})
+        folder.restore(fabric, {"moon": torch.nn.Linear(2, 2)}, {})
     assert contents(run) == before
+
+
+def test_a_run_of_an_older_version_resumes_with_the_defaults_of_what_is_new(run, tmp_path, capsys):
+    out = tmp_path / "old"
+    shutil.copytree(run, out)
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    del state["config"]["supernet"]["candidates"], state["best"]["genotype"]["layer2_reads"]
+    torch.save(state, out / "checkpoint.pt")
+    settings = yaml.safe_load((out / "config.yaml").read_text())
+    del settings["supernet"]["candidates"]
+    (out / "config.yaml").write_text("# srnas_fast search hinas-denoise\n" + yaml.safe_dump(settings))
+    chosen = ["--supernet.candidates", "con_c_3x3", "skip_connect"]
+    error = refused(capsys, "search", "hinas-denoise", "--resume", "--out", out, *chosen)
+    assert "has supernet.candidates ['con_c_3x3', 'sep_c_3x3'," in error
+    assert main(["search", "hinas-denoise", "--resume", "--out", str(out)]) == 0
+    assert (out / "genotype.json").read_bytes() == (run / "genotype.json").read_bytes()
+    assert "layer2_reads" not in capsys.readouterr().err  # no network was trained yet: it is as published
 
 
 def test_a_resumed_run_notices_other_images(run, images, tmp_path, capsys):

@@ -13,6 +13,7 @@ from srnas_fast.errors import InputError
 from srnas_fast.metrics import LiveMemory, count_parameters, multi_adds, psnr, ssim
 from srnas_fast.mixed import MixedOp, PlainMixedOp
 from srnas_fast.simplex import sparsestmax
+from srnas_fast.spaces import find_space, own
 from srnas_fast.spaces.dlsr import (
     BETA21,
     BETA_PARA1,
@@ -384,7 +385,7 @@ def test_the_logits_tell_equal_sparse_weights_apart():
 
 
 def test_genotype_round_trip_text_and_picture(tmp_path):
-    BETA_PARA1.save(tmp_path / "genotype.json")
+    find_space("dlsr-x2").save_genotype(BETA_PARA1, tmp_path / "genotype.json")
     data = json.loads((tmp_path / "genotype.json").read_text())
     assert data["space"] == "dlsr-x2" and Genotype.from_dict(data) == BETA_PARA1  # with the order of the inputs
     assert str(BETA21) == "conv1 sep7 sep5, B3(1,2) B4(2,3) B5(2,4) B6(4,5)"
@@ -573,3 +574,104 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path):
     torch.save(DerivedNetwork(BETA21, NetworkConfig(width=8)), path)  # a pickled module is code
     with pytest.raises(InputError, match="no PyTorch checkpoint of plain weights"):
         load_published(path)
+
+
+# Candidates that the user names
+
+OPS = """
+import torch
+from torch import nn
+
+class Twice(nn.Sequential):
+    def __init__(self, channels):
+        super().__init__(*[nn.Sequential(nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)) for _ in range(2)])
+
+class Mean(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+    def forward(self, x):
+        return x.mean(dim=1, keepdim=True).expand_as(x)
+
+class Shrinks(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+    def forward(self, x):
+        return x[..., 1:]
+
+class InPlace(nn.ReLU):
+    def __init__(self, channels):
+        super().__init__(inplace=True)
+
+def twice(channels):
+    return Twice(channels)
+"""
+
+
+@pytest.fixture
+def ops(tmp_path, monkeypatch):
+    monkeypatch.setattr(own, "_LOADED", {})
+    (tmp_path / "my_ops.py").write_text(OPS)
+    return f"{tmp_path}/my_ops.py"
+
+
+@pytest.mark.parametrize("weights", ["softmax", "sparsestmax"])
+def test_named_candidates_and_one_s_own_are_searched_derived_and_read_back(ops, weights):
+    torch.manual_seed(0)
+    config = SupernetConfig(width=8, cells=4, weights=weights, candidates=["conv_3x3", f"{ops}:Twice", f"{ops}:Mean"])
+    net, plain = (Supernet(config, mixed_op).double() for mixed_op in (MixedOp, PlainMixedOp))
+    plain.load_state_dict(net.state_dict())
+    x = torch.rand(1, 3, 16, 17, dtype=torch.float64)
+    assert net.alpha.shape == (3, 3)
+    assert_same(output_and_gradients(net, x), output_and_gradients(plain, x))
+    labels, rows = net.architecture_weights()["alpha, position 2"]
+    assert labels == ["conv_3x3", "my_ops.py:Twice", "my_ops.py:Mean"] and rows.shape == (1, 3)
+    assert Supernet.candidate_costs(config, "params") == [576, 2 * (576 + 8), 0]
+    assert Supernet.candidate_costs(config, "madds")[1] >= 2 * 576 * 32 * 32
+    with torch.no_grad():
+        net.alpha.copy_(torch.eye(3)[[1, 2, 0]])
+    genotype = net.genotype()
+    assert genotype.operations == ("my_ops.py:Twice", "my_ops.py:Mean", "conv_3x3")
+    assert str(genotype).startswith("Twice Mean conv3, B3(")
+    data = json.loads(json.dumps({"operations": genotype.operations, "inputs": genotype.inputs}))
+    assert Genotype.from_dict(data) == genotype
+    derived = DerivedNetwork(genotype, NetworkConfig(width=4))
+    assert type(derived.cells[0].operations[0]).__name__ == "Twice"
+    assert derived(torch.rand(1, 3, 15, 16)).shape == (1, 3, 30, 32)
+
+
+def test_random_genotypes_hold_named_candidates_only(ops):
+    candidates = [f"{ops}:Twice", "dil_conv_3x3"]
+    config = SupernetConfig(width=4, candidates=candidates)
+    drawn = [find_space("dlsr-x3").random_genotype(config, seed) for seed in range(20)]
+    assert {name for genotype in drawn for name in genotype.operations} == {"my_ops.py:Twice", "dil_conv_3x3"}
+
+
+def test_one_candidate_is_enough():
+    net = Supernet(SupernetConfig(width=4, cells=3, candidates=["conv_1x1"]))
+    assert net(torch.rand(1, 3, 15, 15)).shape == (1, 3, 30, 30)
+    assert net.genotype().operations == ("conv_1x1",) * 3
+
+
+def test_a_genotype_s_candidates_run_no_file(ops, monkeypatch):
+    monkeypatch.chdir(Path(ops).parent)
+    with pytest.raises(InputError, match="my_ops.py:Twice is code of somebody's own.*--code my_ops.py"):
+        Genotype.from_dict(GOOD | {"operations": ["my_ops.py:Twice", "conv_1x1", "conv_1x1"]})
+    own.load_code(ops)
+    with pytest.raises(InputError, match="my_ops.py:twice is a function; a candidate operation is a class"):
+        Genotype.from_dict(GOOD | {"operations": ["my_ops.py:twice", "conv_1x1", "conv_1x1"]})
+
+
+def test_candidates_that_cannot_be_used_are_refused(ops):
+    for candidates, message in {
+        (): "supernet.candidates is",
+        ("conv_1x1", "conv_1x1"): "names conv_1x1 twice",
+        ("conv_9x9",): "supernet.candidates: unknown candidate operation 'conv_9x9'; known: conv_1x1",
+        (f"{ops}:Nothing",): "my_ops.py holds no 'Nothing'",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            SupernetConfig(candidates=list(candidates))
+    with pytest.raises(InputError, match=r"my_ops.py:Shrinks makes \(1, 4, 8, 7\) of \(1, 4, 8, 8\)"):
+        Supernet(SupernetConfig(width=4, candidates=[f"{ops}:Shrinks"]))
+    in_place = Genotype(["my_ops.py:InPlace", "conv_1x1", "conv_1x1"], [(1, 2)])
+    with pytest.raises(InputError, match="my_ops.py:InPlace changes its input in place, which other edges read, too"):
+        DerivedNetwork(in_place, NetworkConfig(width=4))

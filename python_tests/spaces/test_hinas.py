@@ -1,6 +1,7 @@
-"""The HiNAS denoising space against the numbers of its published modules."""
+"""The HiNAS spaces: denoising against the numbers of its published modules, and what both tasks have in common."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -10,16 +11,19 @@ from srnas_fast.errors import InputError
 from srnas_fast.mixed import MixedOp, PlainMixedOp
 from srnas_fast.mixed.layers import Sine
 from srnas_fast.simplex import sparsestmax
+from srnas_fast.spaces.hinas import DENOISING
 from srnas_fast.spaces.hinas.genotype import (
     Genotype,
+    _tell_of_stem1,
     derive_cell,
     derive_path,
     edges_of,
     random_genotype,
 )
 from srnas_fast.spaces.hinas.network import DerivedNetwork, NetworkConfig
-from srnas_fast.spaces.hinas.operations import CANDIDATES, reach
+from srnas_fast.spaces.hinas.operations import CANDIDATES
 from srnas_fast.spaces.hinas.supernet import Supernet, SupernetConfig
+from srnas_fast.spaces.reach import reach
 
 SMALL = SupernetConfig(filters=4, layers=2, nodes=2)
 CELL_A = [("con_c_3x3", 0), ("sep_c_3x3", 1)] * 4
@@ -231,7 +235,7 @@ def test_the_logits_tell_equal_sparse_weights_apart():
         net.alpha[:, :, columns.index("none")] = 2.0  # one-hot everywhere
         for edge, name in enumerate(["sep_c_3x3", "dil_c_5x5", "con_c_3x3", "sep_c_5x5", "skip_connect"]):
             net.alpha[0, edge, columns.index(name)] = 1.0 + 0.1 * edge
-    assert net.genotype().cells == [[("sep_c_3x3", 0), ("dil_c_5x5", 1), ("sep_c_5x5", 1), ("skip_connect", 2)]]
+    assert net.genotype().cells == [[("dil_c_5x5", 1), ("sep_c_3x3", 0), ("skip_connect", 2), ("sep_c_5x5", 1)]]
 
 
 def test_cell_derivation_by_hand():
@@ -244,12 +248,37 @@ def test_cell_derivation_by_hand():
     weights[2, columns.index("dil_c_3x3")] = 0.2  # prev-prev -> node 2: dropped
     weights[3, columns.index("dil_c_5x5")] = 0.5
     weights[4, columns.index("con_c_3x3")] = 0.4
-    assert derive_cell(weights, nodes=2) == [
-        ("skip_connect", 0),
+    assert derive_cell(weights, nodes=2) == [  # of each node the heavier first
         ("sep_c_5x5", 1),
+        ("skip_connect", 0),
         ("dil_c_5x5", 1),
         ("con_c_3x3", 2),
     ]
+
+
+def test_of_equal_inputs_and_operations_the_first_wins():
+    columns = list(CANDIDATES)
+    weights = torch.full((5, 7), 0.1)
+    weights[2:, [columns.index("dil_c_3x3"), columns.index("skip_connect")]] = 0.2
+    weights[4, columns.index("sep_c_3x3")] = 0.2
+    assert derive_cell(weights, nodes=2) == [
+        *[("con_c_3x3", 0), ("con_c_3x3", 1)],
+        *[("dil_c_3x3", 0), ("dil_c_3x3", 1)],
+    ]
+    weights[4, columns.index("sep_c_3x3")] = 0.3  # a late one that is better comes first
+    assert derive_cell(weights, nodes=2)[2:] == [("sep_c_3x3", 2), ("dil_c_3x3", 0)]
+
+
+def test_of_equal_paths_the_first_wins():
+    half = {0: {0: 0.5, 1: 0.5}}
+    assert derive_path([half]) == [0]  # of equal ends the narrowest
+    # Both ways into width 1 weigh the same: the one from width 0 was found first.
+    assert derive_path([half, {0: {0: 0.1, 1: 0.4}, 1: {0: 0.1, 1: 0.4, 2: 0.1}}]) == [0, 1]
+    # Width 0 is best reached from width 1, and as likely an end as width 2.
+    assert derive_path([half, {0: {0: 0.1, 1: 0.2}, 1: {0: 0.4, 1: 0.1, 2: 0.4}}]) == [1, 0]
+    # Three ways into width 1 of layer 3, of which all but the first come later.
+    third = {0: {0: 0.1, 1: 0.5}, 1: {0: 0.1, 1: 0.5, 2: 0.1}, 2: {1: 0.5, 2: 0.1}}
+    assert derive_path([half, {0: {0: 0.5, 1: 0.5}, 1: {0: 0.5, 1: 0.5, 2: 0.5}}, third]) == [0, 0, 1]
 
 
 def test_uniform_weights_derive_the_published_default():
@@ -285,6 +314,47 @@ def test_supernet_follows_its_path():
     assert net.genotype().path == [1, 2]
 
 
+@pytest.mark.parametrize("reads", ["stem1", "stem2"])
+def test_layer_2_reads_stem2_as_published(reads):
+    """The two wirings differ in no count: what each scaler is given tells them apart."""
+    net = DerivedNetwork(Genotype([CELL_B] * 3, [0, 1, 2], layer2_reads=reads), NetworkConfig(filters=4))
+    made, given = {}, []
+    for name in ("stem1", "stem2", "cells.0", "cells.1"):
+        net.get_submodule(name).register_forward_hook(lambda _, __, y, name=name: made.__setitem__(name, y))
+    for pair in net.scalers:
+        for scaler in pair:
+            scaler.register_forward_pre_hook(lambda _, x: given.append(x[0]))
+    net(torch.rand(1, 1, 8, 8))
+    names = ["stem1", "stem2", reads, "cells.0", "cells.0", "cells.1"]
+    assert all(x is made[name] for x, name in zip(given, names, strict=True))
+
+
+@pytest.mark.parametrize("reads, radius", [("stem1", 4), ("stem2", 5)])
+def test_the_receptive_field_knows_the_wiring(reads, radius):
+    far = [("skip_connect", 0), ("skip_connect", 0)]
+    net = DerivedNetwork(Genotype([far, far], [1, 0], layer2_reads=reads), NetworkConfig(filters=4)).eval()
+    net.skip_from, net.reduce = 1, None  # all that comes late is layer 2, which sees a stem and the head
+    torch.nn.init.normal_(net.head[-1].weight)
+    size = 2 * radius + 9
+    x = torch.rand(1, 1, size, size, requires_grad=True)
+    net(x)[0, 0, size // 2, size // 2].backward()
+    touched = (x.grad[0, 0] != 0).nonzero() - size // 2
+    assert touched.abs().max() == radius == net.radius
+
+
+def test_a_genotype_from_before_keeps_its_wiring_and_says_so_once(capsys):
+    old = {"space": "hinas-denoise", "cells": [CELL_A, CELL_A], "path": [0, 0], "activation": "leaky"}
+    _tell_of_stem1.cache_clear()
+    assert Genotype.from_dict(old).layer2_reads == Genotype.from_dict(old).layer2_reads == "stem1"
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and '"layer2_reads": "stem2"' in told
+    assert Genotype.from_dict(old | {"layer2_reads": "stem2"}) == Genotype([CELL_A, CELL_A], [0, 0])
+    assert Genotype.from_dict(old | {"layer2_reads": "stem1"}).layer2_reads == "stem1"
+    _tell_of_stem1.cache_clear()
+    Genotype.from_dict(old | {"layer2_reads": "stem1"})
+    assert not capsys.readouterr().err
+
+
 def test_receptive_field_is_exact_enough_for_tiles():
     torch.manual_seed(0)
     for genotype in (Genotype([CELL_B] * 3, [0, 1, 2]), random_genotype(2, 2, seed=3)):
@@ -300,8 +370,10 @@ def test_receptive_field_is_exact_enough_for_tiles():
 
 def test_genotype_round_trip_and_text(tmp_path):
     genotype = Genotype([CELL_B] * 3, [0, 1, 2])
-    genotype.save(tmp_path / "genotype.json")
-    assert Genotype.from_dict(json.loads((tmp_path / "genotype.json").read_text())) == genotype
+    DENOISING.save_genotype(genotype, tmp_path / "genotype.json")
+    data = json.loads((tmp_path / "genotype.json").read_text())
+    assert data["space"] == "hinas-denoise" and data["layer2_reads"] == "stem2"
+    assert Genotype.from_dict(data) == genotype
     assert str(genotype).startswith("x1 [sep5(0) dil3(1) skip(2) sep3(0)")
     title, edges = genotype.graph()[1]
     assert title == "layer 2, width x1.5"
@@ -319,6 +391,8 @@ def test_genotype_round_trip_and_text(tmp_path):
         ({"cells": [[("skip_connect", 2), ("skip_connect", 1)]], "path": [0]}, "below 2"),
         ({"cells": [CELL_A[:3]], "path": [0]}, "3 edges"),
         ({"cells": [CELL_A], "path": [0], "activation": "gelu"}, "gelu"),
+        ({"cells": [CELL_A], "path": [0], "layer2_reads": "stem3"}, "layer2_reads is 'stem3'"),
+        ({"cells": [[("ops.py:Unheard", 0), ("skip_connect", 1)]], "path": [0]}, "--code ops.py"),
         ({"cells": [CELL_A], "path": [float("inf")]}, "no HiNAS genotype"),
         ([1, 2], "no HiNAS genotype"),
     ],
@@ -336,8 +410,127 @@ def test_random_genotypes_are_legal_and_differ():
 
 
 @pytest.mark.parametrize(
-    "field, value", [("filters", 1), ("layers", 0), ("nodes", 0), ("activation", "tanh"), ("weights", "entmax")]
+    "field, value",
+    [
+        *[("filters", 1), ("layers", 0), ("nodes", 0), ("activation", "tanh"), ("weights", "entmax")],
+        *[("candidates", []), ("candidates", ["none"]), ("candidates", ["skip_connect"] * 2), ("candidates", ["warp"])],
+    ],
 )
 def test_bad_sizes_are_named(field, value):
     with pytest.raises(InputError, match=field):
         SupernetConfig(**{field: value})
+
+
+OWN = """
+import torch
+
+
+class Block(torch.nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv2d(channels, channels, 3, padding=1), torch.nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)).sigmoid()
+
+
+class Narrow(torch.nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(channels, channels, 3)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class Odd(torch.nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        if channels > 4:
+            raise ValueError("no more than 4")
+
+    def forward(self, x):
+        return x + 1
+
+
+class InPlace(torch.nn.ReLU):
+    def __init__(self, channels):
+        super().__init__(inplace=True)
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A file of the user's own candidates, forgotten after the test."""
+    monkeypatch.setattr("srnas_fast.spaces.own._LOADED", {})
+    path = tmp_path / "ops.py"
+    path.write_text(OWN)
+    return path
+
+
+def test_candidates_of_ones_own(own):
+    config = SupernetConfig(filters=4, layers=2, nodes=1, candidates=["none", f"{own}:Block", "skip_connect"])
+    net = Supernet(config)
+    assert net.alpha.shape == (2, 2, 3) and net(torch.rand(2, 1, 9, 11)).shape == (2, 1, 9, 11)
+    labels, _ = net.architecture_weights()["alpha, layer 1"]
+    assert labels == ["none", "ops.py:Block", "skip_connect"]  # without the folder
+    with torch.no_grad():
+        net.alpha[..., 0] = 9
+    genotype = net.genotype()
+    assert genotype.cells == [[("ops.py:Block", 0), ("ops.py:Block", 1)]] * 2
+    assert str(genotype) == "x1 [Block(0) Block(1)] x1 [Block(0) Block(1)]"
+    assert Genotype.from_dict(json.loads(json.dumps(asdict(genotype)))) == genotype
+    derived = DerivedNetwork(genotype, NetworkConfig(filters=8))
+    assert type(derived.cells[0].ops[0]).__name__ == "Block" and derived.cells[0].ops[0].conv.in_channels == 8
+    assert derived.cells[0].reach(0, 0) == 1
+    drawn = {
+        operation
+        for seed in range(9)
+        for cell in DENOISING.random_genotype(config, seed).cells
+        for operation, _ in cell
+    }
+    assert drawn == {"ops.py:Block", "skip_connect"}
+
+
+def test_a_candidate_of_ones_own_learns_as_in_plain_pytorch(own):
+    config, nets = SupernetConfig(filters=4, layers=1, nodes=1, candidates=["con_c_3x3", f"{own}:Block"]), []
+    x = torch.rand(2, 1, 9, 11, dtype=torch.float64)
+    for mixed_op in (PlainMixedOp, MixedOp):
+        torch.manual_seed(0)
+        nets.append(Supernet(config, mixed_op).double())
+        nets[-1](x).square().sum().backward()
+    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad)
+
+
+def test_bad_candidates_of_ones_own_are_named(own):
+    with pytest.raises(InputError, match=r"ops.py:Narrow makes \(1, 4, 6, 6\) of \(1, 4, 8, 8\)"):
+        Supernet(SupernetConfig(filters=4, candidates=["con_c_3x3", f"{own}:Narrow"]))
+    with pytest.raises(InputError, match="no more than 4"):
+        Supernet(SupernetConfig(filters=4, candidates=["con_c_3x3", f"{own}:Odd"]))  # of the second width
+    SupernetConfig(candidates=[f"{own}:InPlace"])  # which runs the file
+    in_place = Genotype([[("ops.py:InPlace", 0), ("skip_connect", 0)]], [0])
+    with pytest.raises(InputError, match="ops.py:InPlace changes its input in place, which other edges read, too"):
+        DerivedNetwork(in_place, NetworkConfig(filters=4))
+    with pytest.raises(InputError, match="twice"):
+        SupernetConfig(candidates=[f"{own}:Block", f"{own.parent}/../{own.parent.name}/ops.py:Block"])
+    with pytest.raises(InputError, match="'Blok'"):
+        SupernetConfig(candidates=[f"{own}:Blok"])
+
+
+def test_running_statistics_move_once_a_step():
+    nets = []
+    for held in (True, False):
+        torch.manual_seed(0)
+        nets.append(Supernet(SMALL, PlainMixedOp).double())
+        x = torch.rand(2, 1, 9, 11, dtype=torch.float64)
+        with pytest.MonkeyPatch.context() as patch:
+            if held:
+                patch.setattr("srnas_fast.spaces.hinas.supernet.recomputed", lambda module, x: module(x))
+            nets[-1](x).square().sum().backward()
+    state = nets[0].state_dict()
+    for name, value in nets[1].state_dict().items():
+        torch.testing.assert_close(value, state[name], rtol=0, atol=0)
+    assert state["pyramids.0.dilated.0.1.num_batches_tracked"] == state["head.1.num_batches_tracked"] == 1
+    for (name, a), b in zip(nets[0].named_parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad, msg=lambda text, name=name: f"{name}: {text}")

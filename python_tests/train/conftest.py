@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from srnas_fast.cli import main
-from srnas_fast.spaces import dlsr
+from srnas_fast.spaces import dlsr, find_space
 from srnas_fast.spaces.dlsr.published import _published_name
 from srnas_fast.spaces.hinas import DerivedNetwork, Genotype, NetworkConfig
 
@@ -67,7 +67,7 @@ def make_network():
 @pytest.fixture(scope="session")
 def genotype_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("genotype") / "genotype.json"
-    Genotype([CELL, CELL], [0, 1]).save(path)
+    find_space("hinas-denoise").save_genotype(Genotype([CELL, CELL], [0, 1]), path)
     return path
 
 

@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from srnas_fast.cli import main
 from srnas_fast.errors import InputError
+from srnas_fast.spaces import find_space
 from srnas_fast.spaces.dlsr import BETA21
 from srnas_fast.train import export, load
 
@@ -39,7 +40,7 @@ def test_a_published_checkpoint(upscaler):
 
 
 def test_a_training_of_dlsr(upscaler, tmp_path):
-    BETA21.save(tmp_path / "genotype.json")
+    find_space("dlsr-x2").save_genotype(BETA21, tmp_path / "genotype.json")
     settings = "--preset demo --network.width 6 --data.patch 32 --data.batch 1 --train.iterations 1 --threads 1"
     command = ["train", str(tmp_path / "genotype.json"), *settings.split(), "--out", str(tmp_path / "run")]
     assert main(command) == 0

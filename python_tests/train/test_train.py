@@ -186,3 +186,16 @@ def test_the_average_has_the_running_statistics_of_its_own_weights():
     mean, weight = average[1].running_mean.item(), average[0].weight.item()
     assert weight == pytest.approx(200 - 9, rel=1e-3) and mean == pytest.approx(0.5 * weight, rel=1e-5)
     assert average[1].num_batches_tracked == 199
+
+
+@pytest.mark.parametrize("own, decays", [(None, [0.5, 0.5]), (0.0, [0.5, 0.0]), (0.25, [0.5, 0.25])])
+def test_biases_may_have_a_weight_decay_of_their_own(own, decays):
+    net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+    optimizer = TrainConfig(weight_decay=0.5, bias_weight_decay=own).optimizer_for(net)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == decays
+    assert [len(group["params"]) for group in optimizer.param_groups] == [2, 2]
+
+
+def test_a_negative_weight_decay_of_biases_is_refused():
+    with pytest.raises(InputError, match="train.bias_weight_decay is -1"):
+        TrainConfig(bias_weight_decay=-1)

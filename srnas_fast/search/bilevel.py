@@ -3,17 +3,27 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from srnas_fast.errors import InputError, require_number, require_whole
+from srnas_fast.losses import ComplexityLoss
 from srnas_fast.mixed import compile_ahead
+from srnas_fast.report import draw_weights, normalised_entropy
+from srnas_fast.search.algorithm import Best, Problem
+from srnas_fast.search.complexity import ComplexityConfig
 from srnas_fast.search.graphs import step_graphs
 from srnas_fast.search.run import memory_format, to_device
+from srnas_fast.search.schedule import halved, require_shares
+from srnas_fast.simplex import linear_radius
+from srnas_fast.spaces import Space
+from srnas_fast.spaces.check import differentiable
 
 
 @dataclass
@@ -91,7 +101,7 @@ class BilevelConfig:
 
 
 class Bilevel:
-    """One search in progress: the supernet and its two optimisers.
+    """The two kinds of steps: the supernet and its two optimisers.
 
     Args:
         fabric: where it computes.
@@ -185,22 +195,101 @@ class Bilevel:
         return loss.detach().double()
 
 
-def halved(rate: float, shares: Sequence[float], now: int, end: int) -> float:
-    """The rate, halved once for each share of the way to ``end`` that lies behind.
+class BilevelSearch:
+    """The search by :class:`Bilevel` steps: warm-up, alternation, and the genotype of the best validated epoch.
 
-    >>> [halved(8.0, [0.5, 0.75], now, 4) for now in range(4)]
-    [8.0, 8.0, 4.0, 2.0]
-    >>> halved(8.0, [0.07], 7, 100)
-    4.0
+    Args:
+        problem: what is searched, on what.
+        search: the schedule.
+        complexity: how much the cost of the architecture counts, in spaces that know it.
+
+    Raises:
+        InputError: no epoch would be validated.
     """
-    return rate * 0.5 ** sum(now >= round(share * end, 6) for share in shares)  # 0.07 * 100 is more than 7
+
+    def __init__(self, problem: Problem, search: BilevelConfig, complexity: ComplexityConfig | None = None):
+        if search.validate_from > search.epochs:
+            raise InputError(
+                f"search.validate_from is {search.validate_from}, after the last of {search.epochs} epochs: no "
+                "genotype would be chosen; give an epoch that comes"
+            )
+        self.problem, self.config, net = problem, search, problem.supernet
+        penalty = None
+        if complexity and complexity.coefficient:
+            cost = ComplexityLoss(problem.space.candidate_costs(problem.config, complexity.by), complexity.coefficient)
+            penalty = lambda: cost(net.candidate_weights())  # noqa: E731
+        self.steps = Bilevel(problem.fabric, net, problem.loss, search, penalty, problem.cuda_graphs)
+        self.best = Best()
+        self.of_epoch = search.steps or problem.epoch_steps
+        self.warm, self.total = search.warmup_epochs * self.of_epoch, search.epochs * self.of_epoch
+        self.note = ""
+
+    check = staticmethod(differentiable)
+
+    @staticmethod
+    def groups(space: Space) -> dict[str, type]:
+        return {"search": BilevelConfig} | ({"complexity": ComplexityConfig} if space.candidate_costs else {})
+
+    def parts(self) -> dict[str, Any]:
+        return self.steps.parts() | {"best": self.best}
+
+    def step(self, step: int) -> tuple[dict[str, Any], str]:
+        epoch, net = step // self.of_epoch + 1, self.problem.supernet
+        net.radius = linear_radius(step - self.warm, self.total - self.warm)  # of sparsestmax: other maps have none
+        record: dict[str, Any] = {"epoch": epoch, "learning_rate": self.config.rate(epoch - 1)}
+        batch = self.problem.weights.take(step, self.total)
+        if step >= self.warm:
+            also = {"also": [batch]} if self.config.mixed_level else {}
+            other = self.problem.architecture.take(step, self.total)
+            record["loss_architecture"] = self.steps.architecture_step(*other, **also)
+        record["loss_weights"] = self.steps.weight_step(*batch, epoch - 1)
+        record |= net.sparsity()
+        if (step + 1) % self.of_epoch == 0:
+            self._end_epoch(record)
+        return record, self.note
+
+    def _end_epoch(self, record: dict[str, Any]) -> None:
+        """Add the architecture as it is now and, in the epochs that count, how good it is."""
+        net = self.problem.supernet
+        genotype = net.genotype()
+        record |= {"genotype": asdict(genotype)} | _weights_now(net)
+        self.note = f"now {genotype}"
+        if record["epoch"] >= self.config.validate_from:
+            record |= self.problem.validate(self.steps.model)
+            self.best.offer({name: record[name] for name in ("epoch", "score", "psnr", "ssim", "genotype")})
+            self.note = f"best, of epoch {self.best.found['epoch']}: {self.genotype()}"
+
+    def genotype(self) -> Any:
+        now = self.problem.supernet.genotype()
+        if not self.best.found:
+            return now
+        # What an older version found lacks the fields that are new since; they are the supernet's.
+        return self.problem.space.read_genotype(asdict(now) | self.best.found["genotype"])
+
+    def result(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        entropy = next(record["entropy"] for record in reversed(records) if "entropy" in record)
+        return {name: self.best.found[name] for name in ("epoch", "score", "psnr", "ssim")} | {"entropy": entropy}
+
+    def draw(self, records: list[dict[str, Any]], folder: Path) -> list[str]:
+        """The architecture weights over time."""
+        epochs = [record for record in records if "weights" in record]
+        labels = {name: labels for name, (labels, _) in self.problem.supernet.architecture_weights().items()}
+        draw_weights(
+            [record["step"] for record in epochs],
+            {name: (labels[name], np.array([record["weights"][name] for record in epochs])) for name in labels},
+            folder / "weights.png",
+        )
+        return ["weights.png"]
 
 
-def require_shares(name: str, shares: Sequence[float]) -> None:
-    """Raise InputError for a share that is not between 0 and 1."""
-    for share in shares:
-        if not 0 < share < 1:
-            raise InputError(f"{name} holds {share}; give shares of the run between 0 and 1, such as 0.2 0.4 0.6")
+def _weights_now(net: nn.Module) -> dict[str, Any]:
+    """The architecture weights after an epoch and the mean entropy of each group, for the log."""
+    with torch.no_grad():
+        groups = {name: rows.cpu().double().numpy() for name, (_, rows) in net.architecture_weights().items()}
+    return {
+        "weights": {name: rows.tolist() for name, rows in groups.items()},
+        "entropy": {name: float(normalised_entropy(rows).mean()) for name, rows in groups.items()},
+    }
 
 
 @contextmanager

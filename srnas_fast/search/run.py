@@ -185,7 +185,7 @@ class RunFolder:
         """Append a record to the log and its numbers to TensorBoard."""
         self._log.write(json.dumps(record).encode() + b"\n")
         self._log.flush()
-        numbers = flat({name: value for name, value in record.items() if name not in ("weights", "genotype")}, "/")
+        numbers = flat({name: value for name, value in record.items() if name != "genotype"}, "/")
         self._events.add(record["step"], {name: value for name, value in numbers.items() if isinstance(value, float)})
 
     def records(self) -> list[dict[str, Any]]:
@@ -202,13 +202,16 @@ class RunFolder:
         precision = fabric.strategy.precision.state_dict()  # the scale of 16-mixed
         fabric.save(self.path / "checkpoint.pt", header | {"random": random, "precision": precision} | state)
 
-    def restore(self, fabric: Fabric, parts: dict[str, Any]) -> None:
+    def restore(self, fabric: Fabric, parts: dict[str, Any], defaults: dict[str, Any]) -> None:
         """Load the checkpoint's states into modules and optimisers, and the random states; the run can go on.
+
+        ``defaults``: of all settings: a run that an older version began lacks those that are new, and had no other.
 
         Raises:
             InputError: the checkpoint belongs to other settings, or a state does not fit; the folder is as it was.
         """
-        old, new = flat(self.checkpoint["config"]), flat(self.config)
+        new = flat(self.config)
+        old = {name: value for name, value in flat(defaults).items() if name in new} | flat(self.checkpoint["config"])
         for name in sorted((old.keys() | new.keys()) - set(FREE)):
             if old.get(name) != new.get(name):
                 raise InputError(

@@ -1,11 +1,13 @@
-"""What the commands need to know of a search space, and where to find it by name."""
+"""What the commands need to know of a search space."""
 
+import json
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import import_module
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from srnas_fast.errors import InputError
+from srnas_fast.files import replacing
 from srnas_fast.spaces.task import Task
 
 
@@ -15,16 +17,21 @@ class Space:
 
     Args:
         name: as on the command line.
-        supernet_config, supernet: ``supernet(supernet_config())`` is a module with ``architecture_parameters()``,
-            ``network_parameters()``, ``architecture_weights()``, ``support()``, ``sparsity()`` and ``genotype()``;
-            its ``forward`` takes images and a support, and a search sets its ``radius``.
+        supernet_config, supernet: ``supernet(supernet_config())`` is the network that the algorithm searches in: for
+            "bilevel" a :class:`srnas_fast.spaces.DifferentiableSupernet`; for "reinforce" a module with
+            ``forward(x, genotype)`` and ``cost(genotype, by, side)``.
         network_config, network: ``network(genotype, network_config())`` is the derived network, with ``reach``,
-            ``channels`` and ``smallest``.
-        read_genotype: from the data of a JSON file; the result has ``save(path)``, ``graph()`` and a short text.
-        random_genotype: a genotype drawn at random from a supernet configuration and a seed.
+            ``channels`` and ``smallest``; one that enlarges has ``scale`` and ``grid``, too.
+        read_genotype: from the data of a JSON file; the result is a dataclass of plain data with a short text and
+            ``graph()``, the (title, edges) of its pictures.
+        random_genotype: a genotype drawn at random from a supernet configuration and a seed; None: there is no such
+            peer.
         task: what is done with images, and how results are measured.
         data, loss: the configurations of the task.
         search_presets, train_presets: for each preset its settings by group; "paper" is the default.
+        algorithm: what searches: "bilevel", "reinforce", or a class of your own (see :mod:`srnas_fast.search`).
+        policy: what draws architectures for "reinforce", from a supernet configuration: a
+            :class:`srnas_fast.spaces.Policy`.
         candidate_costs: the cost of each candidate operation, from a supernet configuration and params or madds; the
             supernet then has ``candidate_weights()`` with a row for each choice. None: it knows no costs.
     """
@@ -35,23 +42,44 @@ class Space:
     network_config: type
     network: Callable[..., Any]
     read_genotype: Callable[[dict], Any]
-    random_genotype: Callable[[Any, int], Any]
     task: type[Task]
     data: type
     loss: type
-    search_presets: dict[str, dict[str, dict[str, Any]]]
-    train_presets: dict[str, dict[str, dict[str, Any]]]
+    random_genotype: Callable[[Any, int], Any] | None = None
+    search_presets: dict[str, dict[str, dict[str, Any]]] = field(default_factory=lambda: {"paper": {}})
+    train_presets: dict[str, dict[str, dict[str, Any]]] = field(default_factory=lambda: {"paper": {}})
+    algorithm: str | type = "bilevel"
+    policy: Callable[[Any], Any] | None = None
     candidate_costs: Callable[[Any, str], list[int]] | None = None
 
     def search_preset(self, name: str) -> dict[str, dict[str, Any]]:
-        """The settings of a search preset, by group."""
-        return {"supernet": {}, "data": {}, "loss": {}, "complexity": {}, "search": {}} | chosen_preset(
-            self.search_presets, name
-        )
+        """The settings of a search preset, by group; groups that it does not name keep their defaults."""
+        return chosen_preset(self.search_presets, name)
 
     def train_preset(self, name: str) -> dict[str, dict[str, Any]]:
-        """The settings of a retraining preset, by group."""
-        return {"network": {}, "data": {}, "loss": {}, "train": {}} | chosen_preset(self.train_presets, name)
+        """The settings of a retraining preset, by group; groups that it does not name keep their defaults."""
+        return chosen_preset(self.train_presets, name)
+
+    def save_genotype(self, genotype: Any, path: str | os.PathLike) -> None:
+        """Write a genotype as JSON, with the space's name, by which it is read again."""
+        name = {"space": self.name}  # first in the file, and not to be replaced by a field of the genotype
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(name | asdict(genotype) | name, indent=1) + "\n")
+
+    def at_scale(self, name: str, scale: int) -> "Space":
+        """The same space under another name, whose presets enlarge ``scale`` times in search and training."""
+
+        def scaled(presets: dict[str, dict[str, dict[str, Any]]], group: str) -> dict[str, dict[str, dict[str, Any]]]:
+            return {
+                preset: groups | {group: {"scale": scale} | groups.get(group, {})} for preset, groups in presets.items()
+            }
+
+        return replace(
+            self,
+            name=name,
+            search_presets=scaled(self.search_presets, "supernet"),
+            train_presets=scaled(self.train_presets, "network"),
+        )
 
 
 def chosen_preset(presets: dict[str, Any], name: str) -> Any:
@@ -59,20 +87,3 @@ def chosen_preset(presets: dict[str, Any], name: str) -> Any:
     if name not in presets:
         raise InputError(f"unknown preset {name!r}; known: {', '.join(presets)}")
     return presets[name]
-
-
-SPACES = {"hinas-denoise": "srnas_fast.spaces.hinas", "dlsr-x2": "srnas_fast.spaces.dlsr"}
-
-
-def find_space(name: str) -> Space:
-    """The space of that name.
-
-    Raises:
-        InputError: there is none.
-
-    >>> find_space("hinas-denoise").name
-    'hinas-denoise'
-    """
-    if name not in SPACES:
-        raise InputError(f"unknown search space {name!r}; known: {', '.join(SPACES)}")
-    return import_module(SPACES[name]).SPACE

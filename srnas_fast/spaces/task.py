@@ -29,9 +29,11 @@ class Task(Protocol):
     """A task with its settings: ``Task(data, size)`` of the data's and of the supernet's or network's configuration.
 
     ``architecture_share``: of the images that a search learns from, those from which the architecture does.
+    ``border``: pixels at each side of a patch that a reward leaves out.
     """
 
     architecture_share: float
+    border: int
 
     def __init__(self, data: Any, size: Any): ...
 
@@ -64,6 +66,7 @@ class Denoising:
     """
 
     architecture_share = 1 / 2  # HiNAS: 147 of 294
+    border = 0
 
     def __init__(self, data: DenoisingData, size: Any = None):
         self.data = data
@@ -111,6 +114,7 @@ class SuperResolution:
 
     def __init__(self, data: SuperResolutionData, size: Any):
         self.data, self.scale, least = data, size.scale, size.scale * size.smallest
+        self.border = self.scale + 6  # as EDSR and HNAS measure training patches
         if data.patch < least:
             raise InputError(
                 f"data.patch is {data.patch}; give {least} or more, which this network needs at x{size.scale}"

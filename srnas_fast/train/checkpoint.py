@@ -11,6 +11,7 @@ from torch import nn
 from srnas_fast.errors import InputError
 from srnas_fast.search.run import read_checkpoint
 from srnas_fast.spaces import Space, find_space
+from srnas_fast.spaces.own import told
 
 
 def read_genotype(path: str | os.PathLike) -> tuple[Space, Any]:
@@ -30,8 +31,9 @@ def read_genotype(path: str | os.PathLike) -> tuple[Space, Any]:
         raise InputError(f"{path} is not JSON; give the genotype.json that a search wrote") from None
     if not isinstance(data, dict) or not isinstance(data.get("space"), str):
         raise InputError(f"{path} is no genotype: it names no search space; give the genotype.json that a search wrote")
-    space = find_space(data["space"])
-    return space, space.read_genotype(data)
+    space = find_space(data.pop("space"))
+    with told(f"{path}, read by {space.name}"):
+        return space, space.read_genotype(data)
 
 
 @dataclass

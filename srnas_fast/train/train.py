@@ -14,10 +14,11 @@ from srnas_fast.data import loader, split_for_search
 from srnas_fast.errors import InputError, require_number, require_whole
 from srnas_fast.metrics import count_parameters
 from srnas_fast.report import draw_architecture, print_skipped
-from srnas_fast.search.bilevel import halved, require_shares
 from srnas_fast.search.loop import run_steps
 from srnas_fast.search.run import RunConfig, RunFolder, memory_format, run_settings, to_device
+from srnas_fast.search.schedule import halved, require_shares
 from srnas_fast.search.validation import validate
+from srnas_fast.spaces.own import loaded_code, told
 from srnas_fast.train.checkpoint import read_genotype
 from srnas_fast.train.load import load
 
@@ -36,6 +37,7 @@ class TrainConfig:
         halve_at: shares of the steps after which the rate is halved; given, it falls in no other way.
         momentum: of sgd (paper: 0.9).
         weight_decay: of either (paper: 4e-5).
+        bias_weight_decay: of biases, batch norms' shifts among them; None for that of all others.
         clip: largest absolute value of an entry of a gradient (paper: 5).
         clip_norm: largest norm of the whole gradient, instead of clip; 0 leaves it to clip.
         ema: decay of the weights' moving average, which is then what is measured and kept; 0 for none.
@@ -52,6 +54,7 @@ class TrainConfig:
     halve_at: list[float] = field(default_factory=list)
     momentum: float = 0.9
     weight_decay: float = 4e-5
+    bias_weight_decay: float | None = None
     clip: float = 5.0
     clip_norm: float = 0.0
     ema: float = 0.0
@@ -66,6 +69,8 @@ class TrainConfig:
             above=["learning_rate", "bias_rate", "clip"],
             least=["power", "momentum", "weight_decay", "clip_norm", "ema"],
         )
+        if self.bias_weight_decay is not None:
+            require_number(self, "train.", above=[], least=["bias_weight_decay"])
         require_shares("train.halve_at", self.halve_at)
         if self.ema >= 1:
             raise InputError(f"train.ema is {self.ema}; give a number from 0 to below 1")
@@ -88,6 +93,8 @@ class TrainConfig:
         groups = [{"params": [], "rate_factor": 1}, {"params": [], "rate_factor": self.bias_rate}]
         for name, parameter in net.named_parameters():
             groups[name.endswith("bias")]["params"].append(parameter)
+        if self.bias_weight_decay is not None:
+            groups[1]["weight_decay"] = self.bias_weight_decay
         common = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
         if self.optimizer == "adam":
             return torch.optim.Adam(groups, **common)
@@ -132,9 +139,9 @@ def train(
     """
     the, found_genotype = read_genotype(genotype)
     start = the.train_preset(preset)
-    network = network or the.network_config(**start["network"])
-    data, loss = data or the.data(**start["data"]), loss or the.loss(**start["loss"])
-    recipe, run = train or TrainConfig(**start["train"]), run or RunConfig()
+    network = network or the.network_config(**start.get("network", {}))
+    data, loss = data or the.data(**start.get("data", {})), loss or the.loss(**start.get("loss", {}))
+    recipe, run = train or TrainConfig(**start.get("train", {})), run or RunConfig()
 
     task = the.task(data, network)
     images, skipped, digest = task.images("train")
@@ -152,7 +159,9 @@ def train(
         "train": asdict(recipe),
     } | run_settings(run)
     fabric = run.fabric()
-    net = the.network(found_genotype, network).to(memory_format=memory_format(fabric.device))
+    with told(f"search space {the.name}: the network fails"):
+        net = the.network(found_genotype, network)
+    net.to(memory_format=memory_format(fabric.device))
     if recipe.start_from and not run.resume:
         _start(net, recipe.start_from)
     model, optimizer = fabric.setup(net, recipe.optimizer_for(net))
@@ -166,9 +175,13 @@ def train(
         measured = fabric.setup(average)
         parts = {"network": average, "learning": net, "optimizer": optimizer.optimizer}
     if folder.checkpoint:
-        folder.restore(fabric, parts)
-    found_genotype.save(folder.path / "genotype.json")
+        config = folder.checkpoint["config"]
+        config["genotype"] = asdict(the.read_genotype(config["genotype"]))  # of an older version: with what is new
+        defaults = {"network": the.network_config, "data": the.data, "loss": the.loss, "train": TrainConfig}
+        folder.restore(fabric, parts, {name: asdict(group()) for name, group in defaults.items()})
+    the.save_genotype(found_genotype, folder.path / "genotype.json")
 
+    code = "".join(f" --code {shlex.quote(path)}" for path in loaded_code())
     batches: Iterator = iter(loader(patches, folder.step, recipe.iterations, data.batch, data.workers))
     last: dict[str, float] = {}
     note = ""
@@ -205,7 +218,7 @@ def train(
             run.checkpoint_every,
             do_step,
             lambda: parts | {"validation": last},
-            f"srnas-fast train {shlex.quote(run.out)} --out {shlex.quote(run.out)} --resume",
+            f"srnas-fast train {shlex.quote(run.out)}{code} --out {shlex.quote(run.out)} --resume",
         )
     finally:
         folder.close()

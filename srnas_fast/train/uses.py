@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from srnas_fast.errors import InputError
 from srnas_fast.spaces import Denoising, Space, SuperResolution
 from srnas_fast.train.denoising import evaluate_denoising, restore_pixels
 from srnas_fast.train.super_resolution import evaluate_super_resolution, upscale_pixels
@@ -38,10 +39,13 @@ _USES = {
 
 
 def use_of(space: Space) -> Use:
-    """What the trained networks of a search space are used for.
+    """What the trained networks of a search space are used for; raises InputError for a task of somebody's own.
 
     >>> from srnas_fast.spaces import find_space
     >>> use_of(find_space("hinas-denoise")).name
     'denoising'
     """
-    return _USES[space.task]
+    use = next((use for task, use in _USES.items() if issubclass(space.task, task)), None)
+    if use is None:
+        raise InputError(f"{space.name} has a task of its own, {space.task.__name__}, which only searches and trains")
+    return use

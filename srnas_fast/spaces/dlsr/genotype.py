@@ -1,17 +1,15 @@
 """What a DLSR search finds: the operations of the cell and each cell's inputs; how it is derived and stored."""
 
-import json
-import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from srnas_fast.errors import InputError
-from srnas_fast.files import replacing
 from srnas_fast.spaces.dlsr.layers import POSITIONS
 from srnas_fast.spaces.dlsr.operations import CANDIDATES
+from srnas_fast.spaces.own import brief, candidate, short_name
 
 INPUTS_PER_CELL = 2
 FIRST_JOIN = 3  # the first cell that has a choice of inputs: the second has one, the first the image's features
@@ -22,7 +20,7 @@ class Genotype:
     """A derived architecture.
 
     Args:
-        operations: at the three positions of every cell.
+        operations: at the three positions of every cell, each of the nine or ``FILE.py:CLASS`` of a loaded file.
         inputs: for each cell from the third on the two earlier cells it reads, numbered from 1, in the order in which
             its convolution takes them.
 
@@ -37,11 +35,12 @@ class Genotype:
     inputs: Sequence[tuple[int, int]]
 
     def __post_init__(self):
-        known = [isinstance(name, str) and name in CANDIDATES for name in _entries(self.operations)]
-        if len(known) != POSITIONS or not all(known):
+        if len(_entries(self.operations)) != POSITIONS:
             raise InputError(
                 f"the genotype's operations are {self.operations}; it needs {POSITIONS} of {', '.join(CANDIDATES)}"
             )
+        for name in self.operations:
+            candidate(name, CANDIDATES)
         if not _entries(self.inputs):
             raise InputError(
                 f"the genotype's inputs are {self.inputs}; cells from the third on need {INPUTS_PER_CELL} each"
@@ -71,21 +70,16 @@ class Genotype:
         wires += [(name, "tail", "") for name in ["head", *names]]
         return [("every cell", cell), ("network", wires)]
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write it as JSON."""
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps({"space": "dlsr-x2"} | asdict(self), indent=1) + "\n")
-
     @classmethod
     def from_dict(cls, data: dict) -> "Genotype":
-        """The genotype that ``save`` wrote, from its JSON data; raises InputError for anything else."""
+        """The genotype that a file of ours holds, from its JSON data; raises InputError for anything else."""
         try:
             return cls(data["operations"], data["inputs"])
         except (KeyError, TypeError) as error:
             raise InputError(f"this is no DLSR genotype, it lacks or spoils {error}") from None
 
     def __str__(self) -> str:
-        operations = " ".join(name.replace("_conv_", "").replace("_", "").split("x")[0] for name in self.operations)
+        operations = " ".join(map(brief, self.operations))
         inputs = " ".join(f"B{cell}({a},{b})" for cell, (a, b) in enumerate(self.inputs, FIRST_JOIN))
         return f"{operations}, {inputs}"
 
@@ -100,27 +94,27 @@ BETA21 = Genotype(["conv_1x1", "sep_conv_7x7", "sep_conv_5x5"], [(1, 2), (2, 3),
 BETA_PARA1 = Genotype(["sep_conv_3x3", "sep_conv_5x5", "sep_conv_5x5"], [(2, 1), (3, 2), (4, 3), (1, 3)])
 
 
-def derive(alpha: Tensor, beta: Tensor) -> Genotype:
+def derive(alpha: Tensor, beta: Tensor, candidates: Sequence[str] = tuple(CANDIDATES)) -> Genotype:
     """The discrete architecture: at each position the operation that weighs most, for each cell its two best inputs.
 
     Args:
         alpha: (3, candidates) weights.
         beta: (cells - 2, cells - 1) weights; row i holds those of cell i + 3, of which it reads the first i + 2.
+        candidates: the names of alpha's columns.
 
     >>> alpha = torch.eye(9)[[0, 6, 5]]
     >>> print(derive(alpha, torch.tensor([[0.5, 0.5, 0.0], [0.1, 0.6, 0.3]])))
     conv1 sep7 sep5, B3(1,2) B4(2,3)
     """
-    names = list(CANDIDATES)
     inputs = []
     for cell, row in enumerate(beta.tolist(), FIRST_JOIN):
         best = sorted(range(1, cell), key=lambda j, row=row: -row[j - 1])[:INPUTS_PER_CELL]
         inputs.append(tuple(sorted(best)))
-    return Genotype([names[k] for k in alpha.argmax(-1).tolist()], inputs)
+    return Genotype([short_name(candidates[k]) for k in alpha.argmax(-1).tolist()], inputs)
 
 
-def random_genotype(cells: int, seed: int) -> Genotype:
-    """A genotype drawn uniformly: any operation at each position, any two inputs of each cell.
+def random_genotype(cells: int, seed: int, candidates: Sequence[str] = tuple(CANDIDATES)) -> Genotype:
+    """A genotype drawn uniformly: any of the candidates at each position, any two inputs of each cell.
 
     The peer that a search has to beat.
 
@@ -128,8 +122,8 @@ def random_genotype(cells: int, seed: int) -> Genotype:
     True
     """
     generator = torch.Generator().manual_seed(seed)
-    names = list(CANDIDATES)
-    operations = [names[k] for k in torch.randint(len(names), (POSITIONS,), generator=generator).tolist()]
+    drawn = torch.randint(len(candidates), (POSITIONS,), generator=generator).tolist()
+    operations = [short_name(candidates[k]) for k in drawn]
     inputs = []
     for cell in range(FIRST_JOIN, cells + 1):
         order = torch.randperm(cell - 1, generator=generator)[:INPUTS_PER_CELL]

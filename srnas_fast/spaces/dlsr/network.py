@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from srnas_fast.errors import InputError, require_whole
 from srnas_fast.spaces.dlsr.genotype import FIRST_JOIN, Genotype
 from srnas_fast.spaces.dlsr.layers import COLOURS, GRID, SCALES, SMALLEST, Cell, Head, Join, Place, Tail, act
-from srnas_fast.spaces.dlsr.operations import CANDIDATES
+from srnas_fast.spaces.dlsr.operations import made
 
 
 @dataclass
@@ -71,7 +71,7 @@ class DerivedNetwork(nn.Module):
         width = config.width
         self.head = Head(width)
         self.cells = nn.ModuleList(
-            Cell([CANDIDATES[name](width) for name in genotype.operations], width) for _ in range(genotype.cells)
+            Cell([made(name, width) for name in genotype.operations], width) for _ in range(genotype.cells)
         )
         self.joins = nn.ModuleList(Join([width] * len(pair), width) for pair in genotype.inputs)
         self.tail = Tail(width, genotype.cells, config.scale)

@@ -1,9 +1,11 @@
-"""The nine candidate operations of DLSR: no batch norm, no bias, any number of channels."""
+"""The nine candidate operations of DLSR: no batch norm, no bias, any number of channels; and the user's own."""
 
 from collections.abc import Callable
 from functools import partial
 
 from torch import nn
+
+from srnas_fast.spaces.own import candidate, short_name
 
 
 def _dense(channels: int, size: int) -> nn.Sequential:
@@ -34,3 +36,12 @@ CANDIDATES: dict[str, Callable[[int], nn.Sequential]] = {
     "dil_conv_3x3": partial(_separable, size=3, dilation=2),
     "dil_conv_5x5": partial(_separable, size=5, dilation=2),
 }
+
+
+def made(name: str, channels: int) -> nn.Module:
+    """A candidate operation by its name: one of the nine, or a class of the user's own from a loaded file.
+
+    >>> [type(layer).__name__ for layer in made("dil_conv_3x3", 4)]
+    ['ReLU', 'Conv2d', 'Conv2d']
+    """
+    return candidate(short_name(name), CANDIDATES)(channels)

@@ -1,7 +1,7 @@
 """The DLSR supernet: every operation at every position, every earlier cell before every cell."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -13,7 +13,9 @@ from srnas_fast.mixed import MixedOp
 from srnas_fast.simplex import masked_softmax, sparsestmax_tables
 from srnas_fast.spaces.dlsr.genotype import FIRST_JOIN, Genotype, derive
 from srnas_fast.spaces.dlsr.layers import POSITIONS, SCALES, SMALLEST, Cell, Head, Join, Tail, act
-from srnas_fast.spaces.dlsr.operations import CANDIDATES
+from srnas_fast.spaces.dlsr.operations import CANDIDATES, made
+from srnas_fast.spaces.own import require_candidates, short_name
+from srnas_fast.spaces.supernet import DifferentiableSupernet
 
 MAPS = ("softmax", "sparsemax", "sparsestmax")
 Support = tuple[list[list[bool]], list[list[bool]]]
@@ -30,23 +32,27 @@ class SupernetConfig:
         weights: the map from logits to architecture weights: softmax, sparsemax or sparsestmax (paper: softmax). With
             the sparse ones a candidate or input whose weight is zero is not run; with sparsestmax the search ends
             with one of each.
+        candidates: names of the operations to choose from, and FILE.py:CLASS of your own, which take a number of
+            channels and keep the shape (paper: all nine).
     """
 
     width: int = 48
     cells: int = 6
     scale: int = 2
     weights: str = "softmax"
+    candidates: list[str] = field(default_factory=lambda: list(CANDIDATES))
 
     smallest: ClassVar[int] = SMALLEST  # pixels of the shorter side of the images it takes
 
     def __post_init__(self):
         require_whole(self, "supernet.", width=4, cells=FIRST_JOIN, scale=2)
-        for field, known in (("scale", SCALES), ("weights", MAPS)):
-            if getattr(self, field) not in known:
-                raise InputError(f"supernet.{field} is {getattr(self, field)!r}; known: {', '.join(map(str, known))}")
+        for name, known in (("scale", SCALES), ("weights", MAPS)):
+            if getattr(self, name) not in known:
+                raise InputError(f"supernet.{name} is {getattr(self, name)!r}; known: {', '.join(map(str, known))}")
+        require_candidates("supernet.candidates", self.candidates, CANDIDATES)
 
 
-class Supernet(nn.Module):
+class Supernet(DifferentiableSupernet):
     """The supernet of DLSR.
 
     All cells share their architecture weights. From the third on a cell reads all earlier ones, each multiplied with
@@ -61,8 +67,7 @@ class Supernet(nn.Module):
     clipped.
     ``alpha``: (3, candidates) logits of the operations; ``beta``: (cells - 2, cells - 1) logits of the inputs, row i
     those of cell i + 3, which has i + 2 of them: what stands behind is never read and stays 0.
-    ``radius``: that of sparsestmax, 0 at first; a search sets it before each step, as a number or a tensor (). The
-    other maps have none.
+    ``radius``: that of sparsestmax, a number or a tensor (); the other maps have none.
     ``forward(x, support=None)``: with what :meth:`support` returned, it need not look at the weights again.
 
     With a sparse map, candidates and inputs of zero weight do not run. Output and gradients are those of a supernet
@@ -82,11 +87,11 @@ class Supernet(nn.Module):
 
     def __init__(self, config: SupernetConfig, mixed_op: Callable[[Iterable[nn.Module]], nn.Module] = MixedOp):
         super().__init__()
-        self.config, self.radius = config, 0.0
+        self.config = config
         width, joins = config.width, range(FIRST_JOIN - 1, config.cells)  # how many cells each join reads
 
         def mixed() -> nn.Module:
-            return mixed_op([make(width) for make in CANDIDATES.values()])
+            return mixed_op([made(name, width) for name in config.candidates])
 
         self.head = Head(width)
         self.cells = nn.ModuleList(Cell([mixed() for _ in range(POSITIONS)], width) for _ in range(config.cells))
@@ -95,18 +100,12 @@ class Supernet(nn.Module):
 
         legal = torch.tensor([[column < inputs for column in range(config.cells - 1)] for inputs in joins])
         self.register_buffer("legal", legal, persistent=False)
-        self.alpha = nn.Parameter(1e-3 * torch.randn(POSITIONS, len(CANDIDATES)))
+        self.alpha = nn.Parameter(1e-3 * torch.randn(POSITIONS, len(config.candidates)))
         self.beta = nn.Parameter(1e-3 * torch.randn(legal.shape) * legal)
         self.choices = self.alpha.numel() + sum(joins)
 
     def architecture_parameters(self) -> list[nn.Parameter]:
-        """The logits that the search learns."""
         return [self.alpha, self.beta]
-
-    def network_parameters(self) -> list[nn.Parameter]:
-        """All other parameters."""
-        architecture = {id(p) for p in self.architecture_parameters()}
-        return [p for p in self.parameters() if id(p) not in architecture]
 
     def _weights(self, look: bool = True) -> tuple[Tensor, Tensor, Support | None]:
         """alpha and beta as weights, what a row of beta does not have weighing exactly nothing; which are not zero.
@@ -131,9 +130,10 @@ class Supernet(nn.Module):
         return None if self.config.weights == "softmax" else self._weights()[2]
 
     def architecture_weights(self) -> dict[str, tuple[list[str], Tensor]]:
-        """For each group its column labels and its weights (rows, columns): a group for each position and each join."""
+        """A group for each position and each join."""
         alpha, beta, _ = self._weights()
-        groups = {f"alpha, position {i + 1}": (list(CANDIDATES), row[None]) for i, row in enumerate(alpha)}
+        names = list(map(short_name, self.config.candidates))
+        groups = {f"alpha, position {i + 1}": (names, row[None]) for i, row in enumerate(alpha)}
         for cell, row in enumerate(beta, FIRST_JOIN):
             groups[f"beta, cell {cell}"] = ([f"cell {j}" for j in range(1, cell)], row[None, : cell - 1])
         return groups
@@ -149,7 +149,8 @@ class Supernet(nn.Module):
         >>> Supernet.candidate_costs(SupernetConfig(), "params")
         [2304, 20736, 57600, 112896, 5472, 7008, 9312, 2736, 3504]
         """
-        return candidate_costs([make(config.width) for make in CANDIDATES.values()], by, (1, config.width, 32, 32))
+        operations = [made(name, config.width) for name in config.candidates]
+        return candidate_costs(operations, by, (1, config.width, 32, 32))
 
     @torch.no_grad()
     def sparsity(self) -> dict[str, float]:
@@ -189,4 +190,4 @@ class Supernet(nn.Module):
         if support:
             alpha = alpha.double() + 1e-9 * self.alpha.double().softmax(-1)
             beta = beta.double() + 1e-9 * masked_softmax(self.beta.double(), self.legal)
-        return derive(alpha, beta)
+        return derive(alpha, beta, self.config.candidates)
