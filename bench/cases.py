@@ -108,7 +108,15 @@ class Step:
     @property
     def graphs(self) -> int:
         """Batches that the architecture learns from at once."""
-        return 1 + find_space(self.space).search_preset("paper")["search"].get("mixed_level", False)
+        return 1 + find_space(self.space).search_preset("paper").get("search", {}).get("mixed_level", False)
+
+
+@dataclass(frozen=True)
+class Path:
+    """A weight step of a space's paper supernet that samples paths, on one path."""
+
+    space: str
+    batch: int
 
 
 MIXED = {
@@ -129,9 +137,11 @@ STEPS = {
     "hinas-search": Step("hinas-denoise", 6),
     "dlsr-search/8": Step("dlsr-x2", 8),
     "dlsr-search/64": Step("dlsr-x2", 64),
+    "hinas-sr-search": Step("hinas-sr-x4", 24),
 }
+PATHS = {"hnas-search": Path("hnas-x2", 16)}
 HEADLINE = ("hinas", "dlsr", "pc-darts")
-HEAVY = ("dlsr-32", "dlsr-search/64")  # the latter: 13 GB and minutes
+HEAVY = ("dlsr-32", "dlsr-search/64", "hinas-sr-search")  # the steps: 6 to 13 GB and minutes
 
 
 def with_groups(known: list[str]) -> list[str]:
@@ -170,7 +180,7 @@ def search_step(
     """
     torch.manual_seed(0)
     space = find_space(step.space)
-    preset = space.search_preset("paper")
+    preset = {"supernet": {}, "data": {}, "search": {}} | space.search_preset("paper")
     size, config = space.supernet_config(**preset["supernet"]), BilevelConfig(**preset["search"])
     task, fabric = space.task(space.data(**preset["data"]), size), RunConfig().fabric()
     supernet, penalty = space.supernet(size, mixed_op), None
@@ -197,3 +207,34 @@ def search_step(
             return graph.held()
 
     return supernet, work, held
+
+
+def path_step(case: Path, alone: bool) -> Callable[[], None]:
+    """A function that does a weight step on one path, drawn at random.
+
+    Args:
+        case: the space and the batch.
+        alone: whether the network holds the path's modules only, as a network of one architecture does.
+    """
+    torch.manual_seed(0)
+    space = find_space(case.space)
+    preset = space.search_preset("paper")
+    size = space.supernet_config(**preset["supernet"])
+    task, loss = space.task(space.data(**preset["data"]), size), space.loss(**preset["loss"])
+    fabric = RunConfig().fabric()
+    supernet, genotype = space.supernet(size).to(fabric.device), space.random_genotype(size, 0)
+    stream = task.stream(task.images("search")[0], 0, "weights")
+    given, target = to_device(fabric, *default_collate([stream[n] for n in range(case.batch)]))
+    if alone:
+        loss(supernet(given[:1], genotype), target[:1]).backward()
+        for parameter in supernet.parameters():
+            if parameter.grad is None:  # not on the path
+                parameter.data = parameter.data.new_empty(0)
+    optimizer = torch.optim.Adam([p for p in supernet.parameters() if p.numel()])
+
+    def work() -> None:
+        optimizer.zero_grad()
+        loss(supernet(given, genotype), target).backward()
+        optimizer.step()
+
+    return work

@@ -129,6 +129,9 @@ run() {
                 bench speed --gib 11 --rounds 9 --case "$case" --peer eager --peer compile --peer srnas_fast
                 bench memory --gib 11 --case "$case" --peer eager --peer compile --peer srnas_fast
             done
+            bench memory --gib 11 --case hinas-sr-search
+            bench memory --gib 11 --case hnas-search
+            bench speed --gib 11 --case hinas-sr-search --rounds 2
             bench speed --gib 11 --case multi-depthwise
             bench speed --gib 11 --case simplex
             bench speed --gib 11 --case sparsity/dlsr --rounds 3

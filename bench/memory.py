@@ -15,7 +15,8 @@ bench/results, or in --out.
 
 A search step has the bytes held after the weight step's forward pass, which learns no architecture, and the peak of
 the whole step; on a GPU that of the first three steps by torch's allocator, in which a CUDA graph is captured, since a
-replay allocates nothing. On a GPU a peer that runs out of memory, as under --gib 11, has a note in place of figures.
+replay allocates nothing. A search that samples paths (hnas-search) stands beside a network that has the path alone, as
+eager. On a GPU a peer that runs out of memory, as under --gib 11, has a note in place of figures.
 TF32 is off.
 """
 
@@ -33,7 +34,7 @@ from multiprocessing import get_context
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from cases import MIXED, STEPS, Mixed, Step, chosen, search_step, with_groups
+from cases import MIXED, PATHS, STEPS, Mixed, Path, Step, chosen, path_step, search_step, with_groups
 from machine import options, prepare
 from peers import (
     ALL_PEERS,
@@ -223,9 +224,25 @@ def step_rows(case: Step, peers: list[str]) -> list[Row]:
     return [{"peer": key[0], "layout": key[1]} | attempt(measure_step, case, *key) for key in keys]
 
 
+def path_rows(case: Path) -> list[Row]:
+    """The peak of a weight step on one path: in a network that has no other, and in the supernet."""
+
+    def measure(alone: bool) -> Row:
+        step = path_step(case, alone)
+        if DEVICE.type == "cuda":
+            return step_on_gpu(step)
+        step()  # the optimiser's states exist from now on
+        with LiveMemory() as memory:
+            step()
+        return {"peak, MiB": memory.peak / MiB}
+
+    peers = {"eager": True, "srnas_fast": False}
+    return [{"peer": peer, "layout": "NCHW"} | attempt(measure, alone) for peer, alone in peers.items()]
+
+
 def main() -> None:
     parser = options(__doc__)
-    cases = [*MIXED, *STEPS]
+    cases = [*MIXED, *STEPS, *PATHS]
     parser.add_argument("--case", choices=with_groups(cases), action="append", help="again for more; default: all")
     parser.add_argument("--peer", choices=ALL_PEERS, action="append", help="again for more; default: all")
     arguments = parser.parse_args()
@@ -234,6 +251,8 @@ def main() -> None:
         if case in MIXED:
             shape = "x".join(map(str, MIXED[case].shape))
             what, rows = f"one mixed operation, x {shape}", mixed_rows(MIXED[case], peers)
+        elif case in PATHS:
+            what, rows = f"one step on a path, batch {PATHS[case].batch}", path_rows(PATHS[case])
         else:
             what, rows = f"one search step, batch {STEPS[case].batch}", step_rows(STEPS[case], peers)
         report(case, what, rows, FIGURES, place, arguments.out / "memory.csv")

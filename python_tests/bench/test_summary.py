@@ -34,7 +34,7 @@ def memory_row(case, peer, taken, layout="NCHW", **more):
 
 
 MIXED = ["hinas", "hinas-wide", "dlsr", "dlsr-32", "pc-darts", "pc-darts-partial", "pc-darts-partial-reduce"]
-STEPS = ["hinas-search", "dlsr-search/8", "dlsr-search/64"]
+STEPS = ["hinas-search", "dlsr-search/8", "dlsr-search/64", "hinas-sr-search"]
 MEMORY = [memory_row(case, "srnas_fast", 300) for case in MIXED + STEPS]
 MEMORY += [memory_row(case, "srnas_fast-graphs", 900) for case in STEPS]
 MEMORY += [memory_row("dlsr-search/64", "srnas_fast-two-graphs", 2000)]
