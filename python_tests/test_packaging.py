@@ -164,7 +164,7 @@ def test_installed_wheel_imports(wheel, tmp_path):
     run("-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", target, wheel)
     code = "import srnas_fast as s, srnas_fast.kernels as k; print(s.__version__, s.__file__, k.__file__)"
     version, package, kernels = imported(code, path=target).split()
-    assert version == "0.6.0"
+    assert version == "0.7.0"
     assert Path(package) == target / "srnas_fast" / "__init__.py"
     assert Path(kernels) == target / "srnas_fast" / "kernels" / "__init__.py"
     assert (target / "srnas_fast" / "csrc" / "README.md").is_file()

@@ -507,6 +507,7 @@ def test_another_scale_starts_from_the_weights_of_the_first():
             other.start_from(x2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, scale", [("A", 3), ("B", 4)])
 def test_onnx_of_any_size(name, scale, tmp_path):
     for package in ("onnx", "onnxscript"):
