@@ -5,7 +5,7 @@
 
 from importlib import import_module
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 
 _HOMES = {"MixedOp": "srnas_fast.mixed", "accelerate": "srnas_fast.mixed"}
 
