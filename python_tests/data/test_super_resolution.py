@@ -312,3 +312,12 @@ def test_real_benchmarks():
     assert all(same(a.whole(), b.whole()) for a, b in zip(found["Set5"].images, made, strict=True))
     lr, hr = next(image for image in found["Set14"].images if image.name == "bridge.png").whole()
     assert lr.shape == (256, 256, 3) and (hr[..., 0] == hr[..., 2]).all()
+
+
+def test_photographs_smaller_than_a_patch_are_left_out_and_told():
+    every, fewer = (pairs_for(SuperResolutionData(patch=patch), 4, "search") for patch in (64, 256))
+    assert not every.skipped and len(fewer.images) + len(fewer.skipped) == len(every.images)
+    assert "page: 384x191 pixels, smaller than 256x256" in fewer.skipped
+    assert all(4 * min(pair.size) >= 256 for pair in fewer.images)
+    with pytest.raises(InputError, match="none of the photographs of scikit-image has 4000 pixels"):
+        pairs_for(SuperResolutionData(patch=4000), 4, "search")

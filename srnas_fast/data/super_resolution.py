@@ -212,9 +212,9 @@ def pairs_for(data: SuperResolutionData, scale: int, split: str) -> PairSet:
     >>> [(pair.name, pair.size) for pair in pairs.images]
     [('astronaut', (128, 128)), ('camera', (128, 128)), ('chelsea', (75, 112)), ('coins', (75, 96))]
     """
-    if not data.root:
-        return _photographs(split, scale)
     minimum = max(data.patch // scale * scale, _least(scale))
+    if not data.root:
+        return _photographs(split, scale, minimum)
     return load_pairs(training_paths(data.root, scale), scale, data.memory, data.cache, minimum)
 
 
@@ -234,7 +234,7 @@ def benchmark_sets(
     {'photographs': 4}
     """
     if root is None:
-        return {"photographs": _photographs("test", scale)}
+        return {"photographs": _photographs("test", scale, _least(scale))}
     sets = {}
     for name, paths in benchmark_paths(root, scale).items():
         sets[name] = load_pairs(paths, scale, memory, cache, _least(scale))
@@ -338,13 +338,24 @@ def _cached(hr: np.ndarray, scale: int, folder: Path, stem: str) -> tuple[np.nda
         return lr, path
 
 
-def _photographs(split: str, scale: int) -> PairSet:
-    images = photographs(split, gray=False)
+def _photographs(split: str, scale: int, minimum: int) -> PairSet:
+    images, small = [], []
+    for image in photographs(split, gray=False):
+        height, width = image.pixels.shape[:2]
+        if min(height, width) < minimum:
+            small.append(f"{image.name}: {width}x{height} pixels, smaller than {minimum}x{minimum}")
+        else:
+            images.append(image)
+    if not images:
+        raise InputError(
+            f"none of the photographs of scikit-image has {minimum} pixels a side; use a smaller --data.patch, or "
+            "larger images by --data.root"
+        )
     pairs = []
     for image in images:
         size = tuple(length // scale for length in image.pixels.shape[:2])
         pairs.append(ImagePair(image.name, scale, size, _rgb(image.pixels)))
-    return PairSet(pairs, [], f"{digest(images)}, x{scale}")
+    return PairSet(pairs, small, f"{digest(images)}, x{scale}")
 
 
 def _least(scale: int) -> int:
