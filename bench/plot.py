@@ -39,6 +39,7 @@ def newest(rows: Read) -> dict[str, Read]:
     last = {
         (cases.index(row["case"]), peers.index(row["peer"]), layouts.index(row["layout"])): row
         for row in comparable(rows)
+        if row["case"] in cases  # of a path there is nothing held to draw
     }
     found: dict[str, Read] = {}
     for _, row in sorted(last.items()):

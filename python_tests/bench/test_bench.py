@@ -30,6 +30,7 @@ result = [sizes, chosen(None, ["dlsr", "dlsr-32"]), chosen(["dlsr-32"], ["dlsr",
     assert steps == ["dlsr-search/8"] or gpu
 
 
+@pytest.mark.slow
 def test_what_eager_keeps_is_what_was_published_and_both_trackers_see_it(bench):
     result = bench("""
 from dataclasses import replace
@@ -73,6 +74,7 @@ for name in ("hinas", "dlsr", "pc-darts-partial-reduce"):
         assert more == pytest.approx(convolutions, abs=0.05)
 
 
+@pytest.mark.slow
 def test_memory_rows_and_a_peer_that_fails(bench):
     result = bench("""
 from dataclasses import replace
@@ -107,6 +109,7 @@ result.append(memory.error(memory.gradients_of(wrong), memory.gradients_of(right
     assert wrong == pytest.approx(0.5, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel's high-water mark is Linux's")
 def test_resident_memory_grows_by_what_a_peer_needs(bench):
     result = bench("""
@@ -158,6 +161,7 @@ result = [order, rows, real]
         assert all(row["total, ms"] > 0 for row in case)
 
 
+@pytest.mark.slow
 def test_sparse_steps_beside_full_ones(bench):
     result = bench("""
 from dataclasses import replace
@@ -193,6 +197,7 @@ result = [what, rows, sparsity.supports(9)]
     assert min(rows[26]["of faster eager"], rows[35]["of faster eager"]) == 1
 
 
+@pytest.mark.slow
 def test_the_plain_way_of_a_mixed_level_step_does_the_same_with_both_graphs_alive(bench):
     result = bench("""
 from dataclasses import replace
@@ -228,6 +233,7 @@ result = [moved, rows, times, of_one_level]
     assert all(row["total, ms"] > 0 for row in times)
 
 
+@pytest.mark.slow
 def test_sparse_search_steps(bench):
     result = bench("""
 from dataclasses import replace

@@ -54,6 +54,7 @@ def test_wrong_arguments_are_told_the_pieces(tmp_path):
         assert status == 2 and " ".join(PIECES) in err
 
 
+@pytest.mark.slow
 @needs_script
 def test_the_pieces_run_in_order_and_go_on_after_one_that_fails(bench, tmp_path):
     log, stand_in = tmp_path / "log", tmp_path / "python"
@@ -334,6 +335,7 @@ with card:
     assert result["left"] == 0
 
 
+@pytest.mark.slow
 def test_rows_as_they_are_measured_on_a_gpu(bench):
     mixed, steps, times, done = bench(f"""
 {STAND_IN}
