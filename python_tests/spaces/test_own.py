@@ -128,8 +128,8 @@ def test_files_of_one_name_are_refused_wherever_they_lie(tmp_path, blocks):
         ("import torch\n\ntorch.zeros(2) + torch.zeros(3)\n", r"RuntimeError: .* \(bad.py, line 3\)"),
         ("import torch\ntorch.nn.Conv2d(3, 4, 3, groups=2)\n", r"ValueError: .* \(bad.py, line 2\)"),
         ("import sys\nsys.exit('usage')\n", r"SystemExit: usage \(bad.py, line 2\)"),
-        ("x = '\0'\n", "bad.py cannot be run: SyntaxError"),
-        ("\udcff", "bad.py cannot be run: SyntaxError"),
+        ("x = '\0'\n", "bad.py cannot be run: (SyntaxError|ValueError)"),
+        ("\udcff", "bad.py cannot be run: (SyntaxError|ValueError)"),
         ("from srnas_fast import MixedOp\nMixedOp([])\n", r"run: MixedOp got no candidate.*\(bad.py, line 2\)"),
     ],
 )
