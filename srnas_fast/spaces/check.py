@@ -238,6 +238,11 @@ def _table_of_weights(trial: Trial, groups: Any) -> None:
 
 
 def _costs(trial: Trial, net: nn.Module) -> None:
+    if trial.space.expected_cost is not None:
+        cost = trial.call("expected_cost", trial.space.expected_cost, net, "params")
+        if not isinstance(cost, Tensor) or cost.dim():
+            made = tuple(cost.shape) if isinstance(cost, Tensor) else type(cost).__name__
+            raise trial.refuse(f"expected_cost(supernet, 'params') makes {made}; it should make a tensor ()")
     if trial.space.candidate_costs is None:
         return
     costs = trial.call("candidate_costs", trial.space.candidate_costs, trial.config, "params")
