@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, replace
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from srnas_fast.errors import InputError
 from srnas_fast.metrics import LiveMemory, count_parameters, multi_adds
 from srnas_fast.mixed import MixedOp, PlainMixedOp
 from srnas_fast.report import draw_architecture
-from srnas_fast.search import BilevelConfig
-from srnas_fast.search.complexity import ComplexityConfig
+from srnas_fast.search import BilevelConfig, ComplexityConfig, RunConfig
+from srnas_fast.search import search as search_images
+from srnas_fast.search.bilevel import _penalty
 from srnas_fast.simplex import order_penalty, sorted_sparsestmax, sparsestmax
 from srnas_fast.spaces import check_space, find_space, own
 from srnas_fast.spaces.check import differentiable
@@ -348,7 +350,7 @@ def everything(net, x, support):
     kinds["sorted"] = lambda z: sorted_sparsestmax(z, tree.parents, net.radius)
     gamma = net.gamma.masked_fill(~net.exits, -torch.inf)
     exits, alpha = kinds[config.exit_weights](gamma), kinds[config.operation_weights](net.alpha)
-    routes = None if net.routes is None else kinds[config.exit_weights](net.routes)
+    routes = None if net.routes is None else sparsestmax(net.routes, max(0.0, 2 * net.radius - 1))
     ratio = net._drawn(support.seed) if config.width_weights == "gumbel" else kinds[config.width_weights](net.ratio)
     channels = channels_of(config.width)
 
@@ -421,8 +423,8 @@ def test_a_step_with_supports_is_that_of_everything_computed(config, radius):
     assert_same(found, expected)
     if config in ("A", "B") and radius == 0.5:
         assert 1 < sum(support.exits) < sum(net.exits) and not all(all(row) for row in support.decided)
-    if config not in ("softmax", "mixed"):
-        assert len(net.running(net.support())[0]) < len(net.cells) or radius < 0.8
+    if radius == 1.0 and net.config.exit_weights == "sparsestmax":
+        assert len(net.running(support)[0]) <= net.config.cells
 
 
 @pytest.mark.parametrize("radius", [0.0, 0.6])
@@ -599,6 +601,15 @@ def test_sorted_exits_are_a_prefix_and_the_farthest_one_is_derived():
         assert not exits[i] or parent < 0 or exits[parent]
     alive = [node.name for node, lives in zip(net.tree.nodes, exits, strict=True) if lives]
     assert len(alive) > 1 and len(net.genotype().path) == max(map(len, alive))
+
+
+def test_routes_stay_undecided_while_the_radius_is_below_a_half():
+    net = supernet("lattice", 0.5, spread=0.02)
+    assert all(map(all, net.support().routes))
+    net.radius = torch.tensor(0.5, dtype=torch.float64)  # as a CUDA graph reads it
+    assert all(map(all, net.support().routes))
+    net.radius = 1.0
+    assert all(sum(row) == 1 for row in net.support().routes)
 
 
 # Costs and the order term
@@ -948,3 +959,66 @@ def test_a_space_with_an_expected_cost_that_is_no_number_is_refused():
     space = replace(find_space("trilevel-x4"), expected_cost=lambda net, by: net.gamma)
     with pytest.raises(InputError, match=r"expected_cost\(supernet, 'params'\) makes \(9,\); it should make a tensor"):
         check_space(space, SupernetConfig(8, 2, 1), differentiable)
+
+
+def test_the_search_s_loss_of_the_architecture_holds_both_terms():
+    net = supernet("B", order=0.5)
+    problem = SimpleNamespace(space=find_space("trilevel-x4"), supernet=net, config=net.config)
+    both = _penalty(problem, ComplexityConfig("madds", 2.0))
+    torch.testing.assert_close(both(), net.penalty() + 2.0 * net.cost("madds"))
+    torch.testing.assert_close(_penalty(problem, ComplexityConfig("madds", 0.0))(), net.penalty())
+    problem.supernet = supernet("B")
+    assert _penalty(problem, None) is None and _penalty(problem, ComplexityConfig("madds", 0.0)) is None
+
+
+@pytest.mark.parametrize("by", ["params", "madds"])
+def test_a_larger_coefficient_ends_in_a_cheaper_network(by, tmp_path):
+    costs = []
+    for coefficient in (0.0, 1e5):
+        out = tmp_path / str(coefficient)
+        search_images(
+            "trilevel-x4",
+            preset="smoke",
+            search=BilevelConfig(
+                optimizer="adam",
+                learning_rate=1e-3,
+                architecture_learning_rate=0.05,
+                architecture_weight_decay=0.0,
+                epochs=4,
+                warmup_epochs=1,
+                steps=3,
+                validate_from=4,
+            ),
+            complexity=ComplexityConfig(by, coefficient),
+            run=RunConfig(out=str(out)),
+        )
+        genotype = Genotype.from_dict(json.loads((out / "genotype.json").read_text()))
+        costs.append(multi_adds(DerivedNetwork(genotype, NetworkConfig(8)), torch.zeros(1, 3, 8, 8)))
+    assert costs[1] < 0.8 * costs[0] and genotype == uniform("0", "B", "skip", 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "variant, path, scale", [("A", "001", 2), ("A", "010", 3), ("A", "01010", 4), ("B", "0001", 3)]
+)
+def test_onnx_of_any_size(variant, path, scale, tmp_path):
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package)
+    runtime = pytest.importorskip("onnxruntime")
+    from safetensors.torch import save_file
+
+    from srnas_fast.train import export
+    from srnas_fast.train.load import NETWORK
+
+    torch.manual_seed(0)
+    cells = path.count("0")
+    genotype = Genotype(path, [[*CANDIDATES, "skip"]] * cells, [[0, 1, 4, 2]] * cells, variant)
+    net = DerivedNetwork(genotype, NetworkConfig(8, scale)).eval()
+    config = {"genotype": json.dumps(asdict(genotype)), "network": json.dumps(asdict(net.config))}
+    config |= {"format": NETWORK, "space": f"trilevel-x{scale}"}
+    save_file(net.state_dict(), tmp_path / "net.safetensors", config)
+    export(tmp_path / "net.safetensors", tmp_path / "net.onnx")
+    session = runtime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    x = torch.rand(1, 3, 7, 12)
+    (found,) = session.run(["restored"], {"image": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), net(x), rtol=0, atol=1e-5)

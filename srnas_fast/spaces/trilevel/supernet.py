@@ -235,7 +235,7 @@ class Supernet(DifferentiableSupernet):
     else not clipped.
     ``gamma``: (nodes,) logits of the exits; ``alpha``: (cells, 5, candidates) of the operations; ``ratio``: (cells, 4,
     5) of the widths; of a lattice ``routes``: (forks, 2) of the ways into a node, by a cell and by an up.
-    ``radius``: that of sparsestmax, a number or a tensor (); the other maps have none.
+    ``radius``: that of sparsestmax, a number or a tensor (); the other maps have none. That of routes is 2 radius - 1.
     ``forward(x, support=None)``: with what :meth:`support` returned, it need not look at the weights again.
 
     What only exits of zero weight need is not computed, candidates of zero weight are not, and no channel beyond the
@@ -308,17 +308,19 @@ class Supernet(DifferentiableSupernet):
         routes = self.gamma.new_zeros(0, 2) if self.routes is None else self.routes
         tables = [
             (self.gamma.masked_fill(~self.exits, -torch.inf)[None], config.exit_weights),
-            (routes, "sparsestmax" if config.exit_weights == "sorted" else config.exit_weights),
+            (routes, {"sparsestmax": "late", "sorted": "sparsemax"}.get(config.exit_weights, config.exit_weights)),
             (self.alpha.flatten(0, 1), config.operation_weights),
             (self.ratio.flatten(0, 1), config.width_weights),
         ]
+        # Any radius above 0 freezes a choice between two, so that of the routes grows in the second half only.
+        late = 2 * self.radius - 1
+        late = late.clamp(min=0.0) if isinstance(late, Tensor) else max(late, 0.0)
+        radii = {"sparsemax": 0.0, "sparsestmax": self.radius, "late": late}
         found: dict[int, tuple[Tensor, list[list[bool]] | None]] = {}
         for kind in dict.fromkeys(kind for _, kind in tables):
             mine = [i for i, (_, other) in enumerate(tables) if other == kind]
-            if kind in SPARSE:
-                projected = sparsestmax_tables(
-                    [tables[i][0] for i in mine], self.radius if kind == "sparsestmax" else 0.0, look
-                )
+            if kind in radii:
+                projected = sparsestmax_tables([tables[i][0] for i in mine], radii[kind], look)
                 found |= dict(zip(mine, projected, strict=True))
             elif kind == "sorted":
                 weights, alive = sorted_sparsestmax(self.gamma[None], self.tree.parents, self.radius, True)
