@@ -949,10 +949,7 @@ def test_presets_are_of_settings_that_exist_and_of_the_scale(space):
 def test_every_kind_of_supernet_can_be_searched_in(config):
     sizes = {"width": 8, "cells": 2, "searched": 1} | CONFIGS[config]
     space = find_space(f"trilevel-x{sizes.get('scale', 4)}")
-    config = SupernetConfig(**sizes)
-    config_of_networks = replace(NetworkConfig(), width=8, scale=config.scale)
-    space = replace(space, network_config=lambda: config_of_networks)
-    check_space(space, config, differentiable)
+    check_space(space, SupernetConfig(**sizes), differentiable)
 
 
 def test_a_space_with_an_expected_cost_that_is_no_number_is_refused():

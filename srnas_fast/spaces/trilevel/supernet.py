@@ -305,10 +305,13 @@ class Supernet(DifferentiableSupernet):
         Widths that are drawn weigh what they are drawn with.
         """
         config = self.config
-        routes = self.gamma.new_zeros(0, 2) if self.routes is None else self.routes
+        # A tree has no routes: an empty table, in one call with others.
+        routes, of_routes = self.gamma.new_zeros(0, 2), config.operation_weights
+        if self.routes is not None:
+            routes, of_routes = self.routes, config.exit_weights
         tables = [
             (self.gamma.masked_fill(~self.exits, -torch.inf)[None], config.exit_weights),
-            (routes, {"sparsestmax": "late", "sorted": "sparsemax"}.get(config.exit_weights, config.exit_weights)),
+            (routes, "late" if of_routes == "sparsestmax" and self.routes is not None else of_routes),
             (self.alpha.flatten(0, 1), config.operation_weights),
             (self.ratio.flatten(0, 1), config.width_weights),
         ]
