@@ -484,8 +484,8 @@ class Supernet(DifferentiableSupernet):
                 if last.get(step.source) == node.name:
                     held.pop(step.source, None)
         cells, ups = self.running(support)
-        unused = [self.cells[name] for name in self.cells.keys() - {*cells}]
-        unused += [self.ups[name] for name in self.ups.keys() - {*ups}]
+        unused = [module for name, module in self.cells.items() if name not in cells]
+        unused += [module for name, module in self.ups.items() if name not in ups]
         # The logits, too: where all is decided, nothing has asked for their weights.
         total = idle(total, [*self.architecture_parameters(), *(p for module in unused for p in module.parameters())])
         return self.frame.result(total, x)
