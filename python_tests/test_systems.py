@@ -12,6 +12,7 @@ from srnas_fast.train import load
 
 pytestmark = pytest.mark.slow
 SYSTEMS = {"hinas-sr-x2": 2, "hinas-sr-x3": 3, "hnas-x2": 2, "hnas-x3": 3, "hnas-x4": 4, "dlsr-x4": 4}
+SYSTEMS |= {f"trilevel-x{scale}": scale for scale in (2, 3, 4)}
 
 
 def run(*arguments):
@@ -53,7 +54,7 @@ def test_from_images_to_an_exported_network(space, photos, tmp_path, monkeypatch
     assert load("t.safetensors").network.scale == scale
 
 
-@pytest.mark.parametrize("space", ["hinas-sr-x2", "hnas-x2"])
+@pytest.mark.parametrize("space", ["hinas-sr-x2", "hnas-x2", "trilevel-x2"])
 def test_a_genotype_is_trained_at_another_scale(space, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run("random", space, "--preset", "smoke", "--out", "r.json")
@@ -62,7 +63,7 @@ def test_a_genotype_is_trained_at_another_scale(space, photos, tmp_path, monkeyp
     assert load("t").network.scale == 4
 
 
-@pytest.mark.parametrize("space", ["hinas-sr-x4", "hnas-x4"])
+@pytest.mark.parametrize("space", ["hinas-sr-x4", "hnas-x4", "trilevel-x4"])
 def test_help_and_wrong_arguments(space, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["search", space, "--help"])

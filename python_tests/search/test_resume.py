@@ -244,6 +244,8 @@ def test_the_seed_decides(images, searched, tmp_path):
 
 SCHEDULES = {
     "hinas-sr-x2": ["--search.steps", "5", "--search.epochs", "4"],
+    # Widths that are drawn are drawn again.
+    "trilevel-x2": ["--search.steps", "5", "--search.epochs", "4", "--supernet.width_weights", "gumbel"],
     # 2 times 5 steps of the weights and 4 of the controller, then 2 samples.
     "hnas-x2": [
         "--search.steps",

@@ -11,7 +11,8 @@ from srnas_fast.spaces import known, own
 from srnas_fast.spaces.known import find_space, known_spaces, load_space, register_code, register_space
 from srnas_fast.spaces.space import Space
 
-OURS = ["hinas-denoise", *(f"{system}-x{scale}" for system in ("dlsr", "hinas-sr", "hnas") for scale in (2, 3, 4))]
+SYSTEMS = ("dlsr", "hinas-sr", "hnas", "trilevel")
+OURS = ["hinas-denoise", *(f"{system}-x{scale}" for system in SYSTEMS for scale in (2, 3, 4))]
 FILE = """
 from dataclasses import replace
 from srnas_fast.spaces import find_space

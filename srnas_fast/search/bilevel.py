@@ -214,10 +214,7 @@ class BilevelSearch:
                 "genotype would be chosen; give an epoch that comes"
             )
         self.problem, self.config, net = problem, search, problem.supernet
-        penalty = None
-        if complexity and complexity.coefficient:
-            cost = ComplexityLoss(problem.space.candidate_costs(problem.config, complexity.by), complexity.coefficient)
-            penalty = lambda: cost(net.candidate_weights())  # noqa: E731
+        penalty = _penalty(problem, complexity)
         self.steps = Bilevel(problem.fabric, net, problem.loss, search, penalty, problem.cuda_graphs)
         self.best = Best()
         self.of_epoch = search.steps or problem.epoch_steps
@@ -228,7 +225,8 @@ class BilevelSearch:
 
     @staticmethod
     def groups(space: Space) -> dict[str, type]:
-        return {"search": BilevelConfig} | ({"complexity": ComplexityConfig} if space.candidate_costs else {})
+        knows_costs = space.candidate_costs or space.expected_cost
+        return {"search": BilevelConfig} | ({"complexity": ComplexityConfig} if knows_costs else {})
 
     def parts(self) -> dict[str, Any]:
         return self.steps.parts() | {"best": self.best}
@@ -280,6 +278,20 @@ class BilevelSearch:
             folder / "weights.png",
         )
         return ["weights.png"]
+
+
+def _penalty(problem: Problem, complexity: ComplexityConfig | None) -> Callable[[], Tensor] | None:
+    """What the architecture's loss has beside the images: its cost, and the supernet's own term."""
+    space, net, terms = problem.space, problem.supernet, []
+    if complexity and complexity.coefficient and space.candidate_costs:
+        of_candidates = ComplexityLoss(space.candidate_costs(problem.config, complexity.by), complexity.coefficient)
+        terms.append(lambda: of_candidates(net.candidate_weights()))
+    elif complexity and complexity.coefficient:
+        terms.append(lambda: complexity.coefficient * space.expected_cost(net, complexity.by))
+    own = getattr(net, "penalty", None)  # a supernet need not be derived from ours
+    if own and own() is not None:
+        terms.append(own)
+    return (lambda: sum(term() for term in terms)) if terms else None
 
 
 def _weights_now(net: nn.Module) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -182,6 +182,8 @@ class Trial:
     def network(self, genotype: Any) -> None:
         """The derived network, and the sizes that the task reads from its configuration."""
         config = self.call("network_config", self.space.network_config)
+        if hasattr(self.config, "scale") and hasattr(config, "scale") and is_dataclass(config):
+            config = replace(config, scale=self.config.scale)  # a genotype may fit no other
         net = self.call("the derived network", self.space.network, genotype, config)
         if not isinstance(net, nn.Module) or type(net).forward is nn.Module.forward:
             raise self.refuse(f"its derived network {type(net).__name__} is no torch.nn.Module with a forward()")
@@ -238,6 +240,11 @@ def _table_of_weights(trial: Trial, groups: Any) -> None:
 
 
 def _costs(trial: Trial, net: nn.Module) -> None:
+    if trial.space.expected_cost is not None:
+        cost = trial.call("expected_cost", trial.space.expected_cost, net, "params")
+        if not isinstance(cost, Tensor) or cost.dim():
+            made = tuple(cost.shape) if isinstance(cost, Tensor) else type(cost).__name__
+            raise trial.refuse(f"expected_cost(supernet, 'params') makes {made}; it should make a tensor ()")
     if trial.space.candidate_costs is None:
         return
     costs = trial.call("candidate_costs", trial.space.candidate_costs, trial.config, "params")

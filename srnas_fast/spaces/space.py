@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from torch import Tensor
+
 from srnas_fast.errors import InputError
 from srnas_fast.files import replacing
 from srnas_fast.spaces.task import Task
@@ -33,7 +35,10 @@ class Space:
         policy: what draws architectures for "reinforce", from a supernet configuration: a
             :class:`srnas_fast.spaces.Policy`.
         candidate_costs: the cost of each candidate operation, from a supernet configuration and params or madds; the
-            supernet then has ``candidate_weights()`` with a row for each choice. None: it knows no costs.
+            supernet then has ``candidate_weights()`` with a row for each choice. None: it knows no such costs.
+        expected_cost: of a supernet and params or madds, what its architecture is expected to cost, a tensor () with a
+            gradient, as a share of the most that one can: where a candidate's cost depends on other choices. None: it
+            knows no such cost.
     """
 
     name: str
@@ -51,6 +56,7 @@ class Space:
     algorithm: str | type = "bilevel"
     policy: Callable[[Any], Any] | None = None
     candidate_costs: Callable[[Any, str], list[int]] | None = None
+    expected_cost: Callable[[Any, str], Tensor] | None = None
 
     def search_preset(self, name: str) -> dict[str, dict[str, Any]]:
         """The settings of a search preset, by group; groups that it does not name keep their defaults."""

@@ -18,6 +18,7 @@ class DifferentiableSupernet(nn.Module):
     ``network_parameters()``: all other parameters.
     ``support()``: which weights are not zero; None: all.
     ``sparsity()``: numbers for the log of a sparse search.
+    ``penalty()``: a term of its own in the loss of the architecture.
     ``radius``: that of sparsestmax, which a search sets before each step: a number or, on a GPU, a tensor () there.
 
     What changes from step to step must be a tensor, filled in place: on a GPU steps are replayed CUDA graphs, which
@@ -54,6 +55,10 @@ class DifferentiableSupernet(nn.Module):
 
     def support(self) -> Any:
         """Which weights are not zero now; None: all of them."""
+        return None
+
+    def penalty(self) -> Tensor | None:
+        """A term of the loss of the architecture, with its coefficient; None: there is none."""
         return None
 
     def sparsity(self) -> dict[str, float]:

@@ -15,6 +15,7 @@ from srnas_fast.spaces.hinas.candidates import make, names_of, require_operation
 from srnas_fast.spaces.hinas.genotype import WIDTHS, Genotype, derive_cell, derive_path, edges_of
 from srnas_fast.spaces.hinas.heads import SMALLEST, Denoise, Enlarge, require_scale
 from srnas_fast.spaces.hinas.operations import ACTIVATIONS, CANDIDATES, SpatialPyramid, conv_bn, conv_bn_act
+from srnas_fast.spaces.idle import idle
 from srnas_fast.spaces.supernet import DifferentiableSupernet
 
 STEM = 64
@@ -132,20 +133,6 @@ class Cell(nn.Module):
                 edge += 1
             states.append(total)
         return torch.cat(states[2:], dim=1)
-
-
-class _Idle(torch.autograd.Function):
-    """The tensor as it is, and gradients of exact zero for the parameters of modules that did not run."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.save_for_backward(*parameters)
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, dx):
-        wanted = zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
-        return dx, *(torch.zeros_like(parameter) if asked else None for parameter, asked in wanted)
 
 
 def _held(module: nn.Module, x: Tensor) -> Tensor:
@@ -304,19 +291,19 @@ class Supernet(DifferentiableSupernet):
         earlier = {0: self.reduce1(stem)}
         for layer, steps in enumerate(self.steps):
             inputs: dict[int, Tensor] = {}
-            idle: dict[int, list[nn.Parameter]] = {}
+            unused: dict[int, list[nn.Parameter]] = {}
             for h, (row, targets) in steps.items():
                 for g, column in targets.items():
                     router = self.routers[layer][str(h)][str(g)]
                     if support and not support[len(self.alpha) * edges + row][column]:
-                        idle.setdefault(g, []).extend(router.parameters())
+                        unused.setdefault(g, []).extend(router.parameters())
                         continue
                     part = beta[row, column] * router(hidden[h])
                     inputs[g] = inputs[g] + part if g in inputs else part
-            for g in (inputs.keys() | idle.keys()) - earlier.keys():
+            for g in (inputs.keys() | unused.keys()) - earlier.keys():
                 earlier[g] = self.upsamplers[str(g)](earlier[g - 1])
-            for g, parameters in idle.items():
-                inputs[g] = _Idle.apply(inputs[g] if g in inputs else torch.zeros_like(earlier[g]), *parameters)
+            for g, parameters in unused.items():
+                inputs[g] = idle(inputs[g] if g in inputs else torch.zeros_like(earlier[g]), parameters)
             alive = support and support[layer * edges : (layer + 1) * edges]
             hidden = {g: self.cells[layer][g](earlier[g], s, alpha[layer], alive) for g, s in sorted(inputs.items())}
             earlier = inputs
