@@ -10,6 +10,7 @@ import pytest
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 
+@pytest.mark.slow
 def test_the_cases_are_those_published(bench):
     result = bench("""
 import torch
@@ -50,6 +51,7 @@ for name in ("hinas", "hinas-wide", "dlsr", "pc-darts"):
         assert held <= forward and max(forward, backward) <= peak + 1024 < 2 * held
 
 
+@pytest.mark.slow
 def test_selective_checkpointing_keeps_what_convolutions_return_and_has_the_same_gradients(bench):
     result = bench("""
 from dataclasses import replace

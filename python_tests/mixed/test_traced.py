@@ -113,6 +113,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
 def test_what_changes_is_compiled_anew(changes):
     eager, twin = pair()
@@ -230,6 +231,7 @@ def test_images_that_are_inputs_of_the_graph(dynamic):
     assert len(graphs) <= 2
 
 
+@pytest.mark.slow
 def test_a_compiled_call_is_checked_like_any_other():
     op, x, weights = MixedOp(candidates(), partial=2), torch.randn(2, 8, 6, 5), torch.rand(4)
     compiled = torch.compile(op, backend="aot_eager")

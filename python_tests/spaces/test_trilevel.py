@@ -968,6 +968,7 @@ def test_the_search_s_loss_of_the_architecture_holds_both_terms():
     assert _penalty(problem, None) is None and _penalty(problem, ComplexityConfig("madds", 0.0)) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["params", "madds"])
 def test_a_larger_coefficient_ends_in_a_cheaper_network(by, tmp_path):
     costs = []
