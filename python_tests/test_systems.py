@@ -26,7 +26,7 @@ def photos(tmp_path_factory):
     for i in range(5):
         random = np.random.default_rng(i)
         coarse = Image.fromarray(random.integers(0, 256, (11, 13, 3), dtype=np.uint8))
-        coarse.resize((97 + i, 89), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+        coarse.resize((161 + i, 149), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
     return folder
 
 
@@ -48,7 +48,7 @@ def test_from_images_to_an_exported_network(space, photos, tmp_path, monkeypatch
     run("export", "t", "t.safetensors")
     run("restore", "t", photos, "--out", "large")
     run("restore", "t.safetensors", photos / "0.png", "--out", "again")
-    assert Image.open("large/0.png").size == (97 * scale, 89 * scale)
+    assert Image.open("large/0.png").size == (161 * scale, 149 * scale)
     assert Path("large/0.png").read_bytes() == Path("again/0.png").read_bytes()
     run("export", "t", "t.onnx")
     assert load("t.safetensors").network.scale == scale
