@@ -40,12 +40,15 @@ class DifferentiableSupernet(nn.Module):
         self.radius: float | Tensor = 0.0
 
     def architecture_parameters(self) -> list[nn.Parameter]:
+        """Abstract: the logits that the search learns. A space without it is refused before its first step."""
         raise NotImplementedError
 
     def architecture_weights(self) -> dict[str, tuple[list[str], Tensor]]:
+        """Abstract: for each group its column labels and its weights (rows, columns)."""
         raise NotImplementedError
 
     def genotype(self) -> Any:
+        """Abstract: the discrete architecture now."""
         raise NotImplementedError
 
     def network_parameters(self) -> list[nn.Parameter]:

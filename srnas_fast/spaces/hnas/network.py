@@ -12,6 +12,7 @@ from srnas_fast.spaces.hnas.genotype import NODES, STEM, Edge, Genotype, inputs_
 from srnas_fast.spaces.hnas.layers import COLOURS, Frame, Inputs, reader
 from srnas_fast.spaces.hnas.operations import SCALES, UPSAMPLING, make_normal
 from srnas_fast.spaces.hnas.reach import Interval, hull, normal_reads, upsampling_reads
+from srnas_fast.spaces.reach import shared_by_tiles
 
 Place = tuple[int, int, int, int]  # of a part in a whole image: top, left; height and width of the whole
 
@@ -34,9 +35,6 @@ class NetworkConfig:
         require_whole(self, "network.", channels=3, scale=2)
         if self.scale not in SCALES:
             raise InputError(f"network.scale is {self.scale!r}; known: {', '.join(map(str, SCALES))}")
-
-
-FARTHEST = 240  # pixels that tiles of 512 can share and still advance
 
 
 class DerivedCell(nn.Module):
@@ -126,12 +124,8 @@ class DerivedNetwork(nn.Module):
 
     @property
     def reach(self) -> int:
-        """Low-resolution pixels that neighbouring tiles should share, which blend in the middle third of them.
-
-        With three times the radius their result is that of the whole image; deep networks, whose farthest pixels count
-        for next to nothing, get by with 240.
-        """
-        return min(3 * self.radius, FARTHEST)
+        """Low-resolution pixels that neighbouring tiles should share."""
+        return shared_by_tiles(self.radius)
 
     @property
     def radius(self) -> int:

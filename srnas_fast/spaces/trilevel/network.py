@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from srnas_fast.errors import InputError, require_whole
+from srnas_fast.spaces.reach import shared_by_tiles
 from srnas_fast.spaces.trilevel.genotype import Genotype
 from srnas_fast.spaces.trilevel.layers import COLOURS, SMALLEST, Frame, added, factors, needed_before, require_frame, up
 from srnas_fast.spaces.trilevel.operations import DERIVED, Form, made, require_width, supernet_form
 
 FORMS = ("derived", "supernet")
-FARTHEST = 240  # pixels that tiles of 512 can share and still advance
 
 
 @dataclass
@@ -116,12 +116,8 @@ class DerivedNetwork(nn.Module):
 
     @property
     def reach(self) -> int:
-        """Low-resolution pixels that neighbouring tiles should share, which blend in the middle third of them.
-
-        With three times the radius their result is that of the whole image; deep networks, whose farthest pixels count
-        for next to nothing, get by with 240.
-        """
-        return min(3 * self.radius, FARTHEST)
+        """Low-resolution pixels that neighbouring tiles should share."""
+        return shared_by_tiles(self.radius)
 
     @property
     def radius(self) -> int:
